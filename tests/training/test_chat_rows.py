@@ -17,7 +17,7 @@ from rung.errors import DataError, TrainingError
 from rung.models.messages import encode_messages, for_template
 from rung.prompts.demonstrations import Demonstrations
 from rung.task import Task
-from rung.training.examples import marked, tokenize
+from rung.training.examples import TrainingReport, marked, tokenize
 
 USER = {"role": "user", "content": "2+3?"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
@@ -71,7 +71,7 @@ def test_the_row_s_system_turns_follow_the_instruction_in_one_message(tmp_path):
     example = row(*system, USER, ANSWER)
     (trained,) = tokenize(chat_artifact("Help."), engine, [example])
     assert marked(trained, engine.tokenizer) == (
-        "[system]Help.\n\nYou are Ann.\n\nBe brief.[user]2+3?>>>It is 5.<|im_end|><<<"
+        "[system]Help.\n\nYou are Ann.\n\nBe brief.[user]2+3?[assistant]>>>It is 5.<|im_end|><<<"
     )
     (alone,) = tokenize(chat_artifact(""), engine, [example])
     assert marked(alone, engine.tokenizer).startswith("[system]You are Ann.\n\nBe brief.[user]")
@@ -167,22 +167,33 @@ def test_a_model_that_knows_no_tools_reads_and_learns_them_as_text(tmp_path):
         assert [part for one in examples for part in learnt(one, engine)] == [f"{call}\n{call}{end}", f"It is 5.{end}"]
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_6", "chatml"])
-def test_thoughts_are_learnt(tmp_path, name):
-    engine = model(tmp_path / "m", template=None if name == "chatml" else template(name))
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
+@pytest.mark.parametrize("thinks", [True, False])
+def test_thoughts_are_learnt_where_the_model_is_to_think(tmp_path, name, thinks):
+    engine = model(tmp_path / "m", template=template(name))
     thinking = {**ANSWER, "reasoning_content": "2 and 3"}
     example = row(USER, thinking, {"role": "user", "content": "Sure?"}, thinking)
     assert example.outputs == ("It is 5.",)
-    trained = tokenize(chat_artifact(""), engine, [example])
+    artifact, report = chat_artifact(""), TrainingReport()
+    artifact = replace(artifact, prompt=replace(artifact.prompt, thinking="on" if thinks else "off"))
+    trained = tokenize(artifact, engine, [example], report=report)
     assert len(trained) == 2  # templates show the thoughts of the last answer only, so the first is learnt apart
-    asked, both = engine.text(chat_artifact("").messages(example.inputs)), [*example.inputs["messages"], thinking]
-    if name != "chatml":
-        whole = transformers_text(engine, both, None, prompt=False)
-        assert whole.startswith(asked)
-        assert learnt(trained[-1], engine) == [written(whole, asked)]
-    else:
-        assert learnt(trained[-1], engine) == ["<think>\n2 and 3\n</think>\n\nIt is 5.<|im_end|>"]
-    assert all("2 and 3" in text for one in trained for text in learnt(one, engine))
+    whole, place = transformers_text(engine, [*example.inputs["messages"], thinking], None, prompt=False), "2 and 3"
+    supervised = f"{place}\n</think>\n\nIt is 5.<|im_end|>" if thinks else "It is 5.<|im_end|>"
+    asked = whole[: whole.rindex(place)] + ("" if thinks else "\n</think>\n\n")
+    assert marked(trained[-1], engine.tokenizer) == f"{asked}>>>{supervised}<<<"
+    assert all(("2 and 3" in text) is thinks for one in trained for text in learnt(one, engine))
+    assert report.thoughts_left_out == (0 if thinks else 2)
+
+
+def test_a_row_without_thoughts_is_learnt_after_an_empty_one(tmp_path):
+    engine = model(tmp_path / "m", template=template("qwen3_6"))
+    artifact = chat_artifact("")
+    for thinking in ("off", "on"):
+        artifact = replace(artifact, prompt=replace(artifact.prompt, thinking=thinking))
+        (trained,) = tokenize(artifact, engine, [row(USER, ANSWER)])
+        assert learnt(trained, engine) == ["It is 5.<|im_end|>"]
+        assert marked(trained, engine.tokenizer).partition(">>>")[0].endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_template_that_writes_an_answer_otherwise_than_it_asks_for_it_is_an_error(tmp_path):

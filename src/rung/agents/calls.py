@@ -20,6 +20,7 @@ from rung.agents.tools import Tool
 from rung.engines.base import Constraint
 from rung.errors import ModelError
 from rung.models.messages import Message, Messages, call_id, tagged_call
+from rung.models.thinking import split_thought
 from rung.models.tokenizer import Tokenizer
 
 CallFormat = Literal["template", "json"]
@@ -75,15 +76,12 @@ def read_turn(text: str) -> ModelTurn:
     return calls
 
 
-_THOUGHT = re.compile(r"\A\s*(?:<think>)?(?:(?!</think>).)*</think>\s*", re.DOTALL)
-
-
 def spoken(text: str, *, tools: bool) -> str:
     """The answer in what a model wrote in a conversation: without its thoughts, and calls in the tags of Hermes.
 
     Rows of data write expected calls in the same tags, whatever the format of the model's template.
     """
-    text = _THOUGHT.sub("", text, count=1)
+    text = split_thought(text)[1]
     try:
         turn = read_turn(text) if tools else text
     except MalformedError:

@@ -27,6 +27,7 @@ from rung.data.spec import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.reference import is_endpoint, resolve
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
@@ -114,15 +115,17 @@ class Agent(Prompted):
         """Give what the engine reads: messages, or with the protocol `template` their tokens, tools included."""
         if self.protocol == "json":
             return tuple(messages)
-        turns = cast("Messages", _folded(model, messages))
-        return _tokenizer(model).encode_chat(turns, tools=[tool.as_template() for tool in self.tools])
+        turns, tokenizer = cast("Messages", _folded(model, messages)), _tokenizer(model)
+        tools = [tool.as_template() for tool in self.tools]
+        return tokenizer.encode_chat(turns, tools=tools, begin=answer_beginning(tokenizer))
 
     def text(self, artifact: Composition, messages: Messages) -> str:
         """Give the exact text of the first prompt."""
         if self.protocol == "json":
             return artifact.open().text(messages)
-        turns = cast("Messages", _folded(artifact.model, messages))
-        return _tokenizer(artifact.model).render(turns, tools=[tool.as_template() for tool in self.tools])
+        turns, tokenizer = cast("Messages", _folded(artifact.model, messages)), _tokenizer(artifact.model)
+        tools = [tool.as_template() for tool in self.tools]
+        return tokenizer.render(turns, tools=tools, begin=answer_beginning(tokenizer))
 
     def answer_prompts(
         self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET

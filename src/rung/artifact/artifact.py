@@ -18,6 +18,7 @@ from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
 from rung.artifact import heads, records, sentences, yardsticks  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
+from rung.artifact.costs import tokenizer_of
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
 from rung.artifact.files import (
     FORMAT,
@@ -50,6 +51,7 @@ from rung.jsonfile import read_json
 from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
+from rung.models.thinking import thought_beginning
 from rung.progress import QUIET, Progress
 from rung.prompts.answer_form import number_form, record_form
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
@@ -143,7 +145,13 @@ class Artifact:
             several=output.kind == "multilabel",
             chat_column=task.inputs[0] if output.kind == "chat" else None,
             answer_form=_answer_form(output),
+            thinking=task.thinking,
         )
+        if task.thinking != "off" and not is_endpoint(task.model):
+            with task.located("thinking"):
+                thought_beginning(
+                    tokenizer_of(resolve(task.model)), task.thinking
+                )  # raises where there are no thoughts
         schema = labels_schema(known) if output.kind == "multilabel" else output.schema_text()
         decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, schema, regex=output.regex)
         if output.kind == "number":

@@ -22,6 +22,7 @@ from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, measure_sizes, prompt_tokens, tokenizer_of
 from rung.artifact.parts import Signature
 from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts, too_long_row
+from rung.artifact.thoughts import Thinking, think
 from rung.data.rows import Example
 from rung.display import card
 from rung.engines.base import Engine, Floats, GenerateRequest
@@ -60,6 +61,7 @@ class Answer:
         refused: no relevant passage was found, so the model was not asked.
         steps: the steps of an agent.
         stopped: the limit that stopped an agent: `steps`, `tokens` or `context`.
+        reasoning: what the model thought before the answer.
     """
 
     text: str
@@ -81,6 +83,7 @@ class Answer:
     steps: tuple[AgentStep, ...] = ()
     stopped: str = ""
     cached_tokens: int = 0
+    reasoning: str = ""
 
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", confidence={self.confidence:.3f}"
@@ -395,7 +398,10 @@ class Prompted(Decoder):
         asked = [row.messages for row in rendered if not row.refused]
         full = full or self.abstains  # abstaining needs the probabilities of all labels
         try:
-            answers = iter(self._ask(artifact, examples, asked, full=full, progress=progress) if asked else ())
+            thoughts = think(artifact, asked, self.room, progress)
+            prompts = [each.prompt for each in thoughts]
+            given = self._ask(artifact, examples, prompts, full=full, progress=progress) if asked else []
+            answers = iter(map(_after, given, thoughts, asked))
         except EngineError as error:
             if error.code != "context-overflow":
                 raise
@@ -495,6 +501,20 @@ def refusal(artifact: Composition, rendered: Rendered) -> Answer:
     """Answer a row for which no relevant passage was found."""
     assert artifact.retriever is not None
     return Answer(artifact.retriever.refusal, None, None, 0, 0, 0.0, rendered.messages)
+
+
+def _after(answer: Answer, thinking: Thinking, asked: Messages) -> Answer:
+    """An answer with the thought before it, and what that cost."""
+    if (thought := thinking.thought) is None:
+        return answer
+    return replace(
+        answer,
+        messages=asked,
+        reasoning=thought.text.strip(),
+        prompt_tokens=answer.prompt_tokens + thought.prompt_tokens,
+        completion_tokens=answer.completion_tokens + thought.completion_tokens,
+        seconds=answer.seconds + thought.seconds,
+    )
 
 
 def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:

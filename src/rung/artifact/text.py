@@ -98,7 +98,8 @@ class Generate(Prompted):
         for prompt, g in zip(prompts, generations, strict=True):
             text = labels.get(g.text.strip(), g.text.strip())
             tokens = g.prompt_tokens, g.completion_tokens
-            answers.append(Answer(text, None, None, *tokens, g.seconds, prompt, cached_tokens=g.cached_tokens))
+            other = {"cached_tokens": g.cached_tokens, "reasoning": g.reasoning}
+            answers.append(Answer(text, None, None, *tokens, g.seconds, prompt, **other))  # type: ignore[arg-type]
         return answers
 
 

@@ -456,6 +456,12 @@ class TaskSpec(_Strict):
     other_models: SkipJsonSchema[list[str]] = Field(
         default_factory=list, description="The models after the first of a list; set by Rung."
     )
+    thinking: Annotated[
+        Literal["off", "on", "low", "medium", "high"],
+        BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
+    ] = Field(  # YAML reads `on` as true
+        "off", description="Whether the model thinks before it answers, and how much; for models trained to think."
+    )
     template: str | None = Field(None, description="User turn; {column} inserts a value.", examples=["Message: {text}"])
     overflow: Overflow = Field(
         "error",
@@ -545,6 +551,8 @@ class TaskSpec(_Strict):
             raise ValueError("`template` has no effect on kind chat: the messages are sent unchanged")
         if self.tools and self.output.kind != "text":
             raise ValueError(f"`tools` belong to kind text, not {self.output.kind}")
+        if self.tools and self.thinking != "off":
+            raise ValueError("`thinking` has no effect with `tools`: an agent acts without written thoughts")
         if self.tools and self.output.regex is not None:
             raise ValueError("`output.regex` has no effect with `tools`, whose calls it does not allow")
         if not self.tools and "agent" in self.model_fields_set:

@@ -22,6 +22,8 @@ from rung.engines.api_server import (
     constraint_fields,
     estimate,
     estimate_text,
+    thinking_fields,
+    thought_of,
     wraps,
 )
 from rung.engines.api_transport import NotOfferedError, RefusedError, Transport, completed, max_prompt_tokens, usage
@@ -40,6 +42,8 @@ from rung.engines.base import (
 )
 from rung.engines.changes import adapter_fingerprint
 from rung.errors import ConfigError, EngineError
+from rung.models.messages import thinking_of
+from rung.models.thinking import THOUGHT_TOKENS, split_thought
 from rung.progress import QUIET, Progress
 
 EMBEDDED_AT_ONCE = 32  # texts a request
@@ -149,8 +153,10 @@ class ApiEngine:
         tokens = bool(request.prompt) and isinstance(request.prompt[0], int)
         body: dict[str, Any] = {
             "model": self.endpoint.model if request.adapter is None else self.load_adapter(request.adapter),
-            **({"prompt": list(request.prompt)} if tokens else chat_fields(request.prompt)),
-            "max_tokens": sampling.max_tokens + (WRAPPER_TOKENS if wraps(request.constraint, style) else 0),
+            **({"prompt": list(request.prompt)} if tokens else self._chat_fields(request.prompt)),
+            "max_tokens": sampling.max_tokens
+            + (WRAPPER_TOKENS if wraps(request.constraint, style) else 0)
+            + (0 if tokens else THOUGHT_TOKENS.get(thinking_of(request.prompt), 0)),  # type: ignore[arg-type]
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             **constraint_fields(request.constraint, style),
@@ -163,16 +169,23 @@ class ApiEngine:
             body["logprobs"] = 1 if tokens else True
         return body
 
+    def _chat_fields(self, prompt: Any) -> dict[str, Any]:
+        return {**chat_fields(prompt), **thinking_fields(prompt, self._server.capabilities.kind)}
+
     def _complete(self, request: GenerateRequest, body: dict[str, Any], stopped: threading.Event) -> Generation:
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         answer = self._transport.complete(_path(body), body, worst, stopped)
         choice = answer["choices"][0]
-        text = choice["text"] if "messages" not in body else answer_of(choice["message"])
+        thought, text = "", choice.get("text", "")
+        if "messages" in body:
+            thought, text = split_thought(answer_of(choice["message"]))
+            thought = thought_of(choice["message"]) or thought
         finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
         used = usage(answer) or Usage(estimate(request.prompt), estimate_text(text))
         text = constrained_answer(text, request.constraint, self.options.constraints, finish, self.endpoint.base_url)
         logprobs = self._logprobs(choice) if request.logprobs else ()
-        return Generation(text, used.prompt_tokens, used.completion_tokens, finish, 0.0, logprobs, used.cached_tokens)
+        tokens = used.prompt_tokens, used.completion_tokens
+        return Generation(text, *tokens, finish, 0.0, logprobs, used.cached_tokens, thought)
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
         logprobs = choice.get("logprobs") or {}

@@ -18,7 +18,8 @@ from rung.engines.api_transport import NEVER, RefusedError, Transport
 from rung.engines.base import Constraint, FinishReason, ModelInput, Scored, ScoreRequest
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
-from rung.models.messages import tagged_call
+from rung.models.messages import tagged_call, thinking_of
+from rung.models.thinking import THOUGHT_KEYS
 
 T = TypeVar("T")
 ServerKind = Literal["llama.cpp", "vllm", "other"]
@@ -89,9 +90,11 @@ class EndpointServer:
         if not self.capabilities.tokenizer:
             raise self._unsupported("does not give tokens")
         if self.capabilities.kind == "llama.cpp":
-            rendered = self._transport.call(f"{self._root}/apply-template", chat_fields(prompt))
+            fields = {**chat_fields(prompt), **thinking_fields(prompt, self.capabilities.kind)}
+            rendered = self._transport.call(f"{self._root}/apply-template", fields)
             return self._tokenize(str(rendered["prompt"]), special=True)
-        body = {"model": self._model, **chat_fields(prompt), "add_generation_prompt": True}
+        thinking = thinking_fields(prompt, self.capabilities.kind)
+        body = {"model": self._model, **chat_fields(prompt), **thinking, "add_generation_prompt": True}
         return tuple(self._transport.call(f"{self._root}/tokenize", body)["tokens"])
 
     def count(self, prompt: ModelInput) -> int:
@@ -294,6 +297,7 @@ def chat_fields(prompt: Any) -> dict[str, Any]:
     for message in prompt:
         turn = dict(message)
         tools = turn.pop("tools", tools)
+        turn.pop("thinking", None)
         if "tool_calls" in turn:
             functions = [dict(call["function"]) for call in turn["tool_calls"]]
             texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
@@ -303,6 +307,25 @@ def chat_fields(prompt: Any) -> dict[str, Any]:
             ]
         messages.append(turn)
     return {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def thinking_fields(prompt: Any, kind: ServerKind) -> dict[str, Any]:
+    """The fields that say how much the model is to think.
+
+    vLLM and llama.cpp pass variables to the model's own template, which ignores those that it does not know. Other
+    vendors refuse unknown fields, so they get the standard one, and only where thoughts are wanted.
+    """
+    thinking = thinking_of(prompt)
+    effort = {"reasoning_effort": "medium" if thinking == "on" else thinking} if thinking != "off" else {}
+    if kind == "other":
+        return effort
+    on = thinking != "off"
+    return {"chat_template_kwargs": {"enable_thinking": on, "thinking": on, **effort}}
+
+
+def thought_of(message: Mapping[str, Any]) -> str:
+    """What a model thought before its answer, as vLLM, DeepSeek and OpenRouter name it."""
+    return str(next((message[key] for key in THOUGHT_KEYS if message.get(key)), ""))
 
 
 def answer_of(message: Mapping[str, Any]) -> str:

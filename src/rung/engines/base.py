@@ -68,6 +68,7 @@ class Generation:
     seconds: float
     logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache, at its own price
+    reasoning: str = ""  # what an endpoint's model thought before the text
 
     def __post_init__(self) -> None:
         if self.finish_reason != "stop":

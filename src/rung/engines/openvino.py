@@ -58,6 +58,7 @@ class PipelineRow(RunningRow):
     config: Any  # an openvino-genai GenerationConfig
     max_tokens: int
     stop: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
     follow: bool = False  # update `text` after every token; otherwise only at the end
     handle: Any = None  # openvino-genai's, while it runs
 
@@ -143,7 +144,7 @@ class Pipeline:
         """Add a token to a row and see whether that ends it; the rules are those of the torch engine."""
         row.tokens.append(token)
         row.logprobs.append(logprob)
-        if token in self._tokenizer.eos_ids:
+        if token in row.ends:
             row.text, row.reason = self._tokenizer.decode(row.tokens[:-1]), "stop"
             return
         full = len(row.tokens) == row.max_tokens
@@ -403,7 +404,8 @@ class OpenVinoEngine(LocalModel):
         genai = library()
         config = genai.GenerationConfig()
         config.max_new_tokens = sampling.max_tokens
-        config.stop_token_ids = set(self.tokenizer.eos_ids)
+        ends = self.tokenizer.ends(sampling.stop)
+        config.stop_token_ids = set(ends)
         config.logprobs = int(request.logprobs)
         if sampling.temperature > 0:
             config.do_sample = True
@@ -414,8 +416,9 @@ class OpenVinoEngine(LocalModel):
             config.structured_output_config = structured_output(request.constraint)
         prompt = self.fitting(request.prompt, sampling.max_tokens)
         return PipelineRow(
-            index, len(prompt), prompt=prompt, config=config, max_tokens=sampling.max_tokens, stop=sampling.stop
-        )
+            index, len(prompt), prompt=prompt, config=config, max_tokens=sampling.max_tokens, stop=sampling.stop,
+            ends=ends,
+        )  # fmt: skip
 
     def pipeline(self, adapter: str | None) -> Pipeline:
         """The pipeline that runs an adapter, or the base model.

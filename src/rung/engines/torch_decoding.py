@@ -70,7 +70,7 @@ def decode(
             for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
                 progress.advance(0)
             for row in rows if not live else ():
-                row.text = _read(row, tokenizer, constraint)
+                row.text = _read(row, tokenizer, constraint, tokenizer.eos_ids)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
                 reason, likelihoods = row.reason or "length", tuple(row.logprobs) if logprobs else ()
@@ -91,7 +91,7 @@ def steps(
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     width = model.config.get_text_config().vocab_size
     allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
-    active = list(rows)
+    active, ends = list(rows), tokenizer.ends(sampling.stop)
     for step in range(sampling.max_tokens):
         logits = running.logits()
         possible = logits
@@ -103,10 +103,10 @@ def steps(
         for row, token, logprob, complete in zip(active, chosen.tolist(), likelihood.tolist(), finished, strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
-            if complete or token in tokenizer.eos_ids:
+            if complete or token in ends:
                 row.reason = "stop"
             if live:
-                row.text = _read(row, tokenizer, constraint)
+                row.text = _read(row, tokenizer, constraint, ends)
                 row.end_at(sampling.stop)
         if cancelled is not None and cancelled():
             for row in active:
@@ -163,9 +163,9 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
+def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None, ends: frozenset[int]) -> str:
     """The text of a row's tokens, without the token that ended it."""
-    tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
+    tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in ends else row.tokens
     return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
 
 

@@ -23,6 +23,7 @@ from rung.export.merge import check_new, write_model
 from rung.models.cache import publish
 from rung.models.messages import Message, Messages, accepts_system, end_token, fold_system
 from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
@@ -129,7 +130,8 @@ def _around(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
 
 def _rendered(tokenizer: Tokenizer, messages: Messages) -> str:
     """The text from which llama.cpp gets the tokens that `encode_messages` gives."""
-    text = tokenizer.render(messages if accepts_system(tokenizer) else fold_system(messages))
+    folded = messages if accepts_system(tokenizer) else fold_system(messages)
+    text = tokenizer.render(folded, begin=answer_beginning(tokenizer))
     if tokenizer.chat_template is None or not tokenizer.adds_bos:
         return text
     if tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token):

@@ -14,6 +14,7 @@ BETWEEN = "\n\n"  # between the messages of a model that has no template
 def render(
     messages: Iterable[Mapping[str, Any]], template: str | None, *, bos: str | None, eos: str | None,
     add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Iterable[tuple[str, Any]] = (),
 ) -> str:  # fmt: skip
     """The text of a chat.
 
@@ -21,7 +22,8 @@ def render(
     with `add_generation_prompt` another blank line before the answer, unless the content before an assistant's turn
     ends in white space already, such as the cue `Answer: `. `tools` (JSON schemas of functions) are refused.
 
-    With a `template` in Jinja, `add_generation_prompt` ends the text with the opening of the assistant's turn.
+    With a `template` in Jinja, `add_generation_prompt` ends the text with the opening of the assistant's turn. The
+    template also reads the `variables`, such as `enable_thinking`.
 
     Raises:
         ModelError: the template is broken, or refuses these messages (some know no system role, for example).
@@ -36,7 +38,7 @@ def render(
     functions = [dict(tool) for tool in tools] if tools else None
     return templates.rendered(template, {
         "messages": turns, "tools": functions, "documents": None, "add_generation_prompt": add_generation_prompt,
-        **names,
+        **names, **dict(variables),
     })  # fmt: skip
 
 

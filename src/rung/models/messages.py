@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from rung.errors import ModelError
+from rung.models.thinking import Beginning, Thinking, answer_beginning, thought_beginning, thought_key
 from rung.models.tokenizer import Tokenizer
 
 _PROBE = "answer"
@@ -17,7 +18,9 @@ TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # their usual
 class Message(TypedDict):
     """One chat turn. The first one of a conversation with functions has the list of them as `tools`.
 
-    An assistant's turn may also have `reasoning_content`: what it thought before the content.
+    An assistant's turn may also have `reasoning_content`: what it thought before the content. The first turn may say
+    with `thinking` how much the model is to think. A last turn of the assistant with `thinking` is not finished: its
+    thought is `open`, or `closed` so that the answer follows (see `with_thought`).
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -26,6 +29,8 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
     tools: NotRequired[list[dict[str, Any]]]
+    reasoning_content: NotRequired[str]
+    thinking: NotRequired[str]
 
 
 Messages = tuple[Message, ...]
@@ -34,10 +39,44 @@ Messages = tuple[Message, ...]
 def encode_messages(tokenizer: Tokenizer, messages: Messages, *, answered: bool = False) -> tuple[int, ...]:
     """The tokens of chat messages, ready for an answer; every engine and estimate encodes by this function.
 
-    With `answered`, the last message is the answer, and nothing follows it.
+    With `answered`, the last message is the answer, and nothing follows it. Otherwise the answer begins after an empty
+    thought, if the model has any, or after the thought that the last message holds.
     """
+    thinking, begun, messages = _begun(messages)
     shown, tools = for_template(tokenizer, messages)
-    return tokenizer.encode_chat(shown, not answered, tools)
+    if answered:
+        return tokenizer.encode_chat(shown, False, tools, Beginning(answer_beginning(tokenizer, thinking).variables))
+    if begun is None:
+        return tokenizer.encode_chat(shown, True, tools, answer_beginning(tokenizer, thinking))
+    opened = thought_beginning(tokenizer, thinking)
+    tokens = tokenizer.encode_chat(shown, True, tools, opened) + tokenizer.encode_plain(begun["reasoning_content"])
+    return tokens if begun["thinking"] == "open" else tokens + tokenizer.encode(opened.end)
+
+
+def thinking_of(messages: Messages) -> Thinking:
+    """How much the model is to think before it answers these messages."""
+    return cast("Thinking", messages[0].get("thinking", "off")) if messages else "off"
+
+
+def with_thinking(messages: Messages, thinking: Thinking) -> Messages:
+    """The messages, with how much the model is to think before it answers."""
+    return messages if thinking == "off" or not messages else ({**messages[0], "thinking": thinking}, *messages[1:])
+
+
+def with_thought(messages: Messages, thought: str | None) -> Messages:
+    """The messages with what was thought before the answer, or with an open thought to be written next."""
+    state = "open" if thought is None else "closed"
+    return (*messages, {"role": "assistant", "content": "", "reasoning_content": thought or "", "thinking": state})
+
+
+def _begun(messages: Messages) -> tuple[Thinking, Message | None, Messages]:
+    """How much to think, the unfinished turn, and the messages without either."""
+    thinking, begun = thinking_of(messages), None
+    if messages and "thinking" in messages[-1] and messages[-1]["role"] == "assistant":
+        begun, messages = messages[-1], messages[:-1]
+    if messages and "thinking" in messages[0]:
+        messages = (cast("Message", {k: v for k, v in messages[0].items() if k != "thinking"}), *messages[1:])
+    return thinking, begun, messages
 
 
 def for_template(tokenizer: Tokenizer, messages: Messages) -> tuple[Messages, list[dict[str, Any]] | None]:
@@ -82,9 +121,12 @@ def _as_text(messages: Messages, support: Shows) -> Messages:
         if "tool_calls" in turn and not support.calls:
             calls = (tagged_call(c["function"]["name"], c["function"]["arguments"]) for c in kept.pop("tool_calls"))  # type: ignore[attr-defined]
             content = "\n".join(filter(None, (content.strip(), *calls)))
-        if "reasoning_content" in turn and not support.reasoning:
+        if "reasoning_content" in turn and support.thought_key != "reasoning_content":
             thought = str(kept.pop("reasoning_content")).strip()
-            content = f"<think>\n{thought}\n</think>\n\n{content}" if i > last_user else content
+            if support.thought_key:
+                kept[support.thought_key] = thought
+            elif i > last_user:
+                content = f"<think>\n{thought}\n</think>\n\n{content}"
         shown.append(cast("Message", {**kept, "content": content}))
     return tuple(shown)
 
@@ -94,14 +136,14 @@ class Shows(NamedTuple):
 
     tools: bool  # the functions that may be called
     calls: bool  # calls, and their results
-    reasoning: bool  # what the assistant thought before the last answer
+    thought_key: str  # where it looks for what the assistant thought before the last answer; empty: nowhere
 
 
 @lru_cache(maxsize=16)
 def shown_parts(tokenizer: Tokenizer) -> Shows:
     """Probe the model's chat template."""
     if tokenizer.chat_template is None:
-        return Shows(tools=False, calls=False, reasoning=False)
+        return Shows(tools=False, calls=False, thought_key="")
     function = {"name": "probe-tool", "description": "x", "parameters": {"type": "object", "properties": {}}}
     tools = [{"type": "function", "function": function}]
     call = {"id": call_id(0), "type": "function", "function": {"name": "probe-call", "arguments": {}}}
@@ -120,10 +162,9 @@ def shown_parts(tokenizer: Tokenizer) -> Shows:
             raise
 
     talk = shown(question, *calls, tools=tools)
-    thought = shown(question, {"role": "assistant", "content": "x", "reasoning_content": "probe-thought"})
     return Shows(
         tools="probe-tool" in shown(question, tools=tools), calls="probe-call" in talk and "probe-result" in talk,
-        reasoning="probe-thought" in thought,
+        thought_key=thought_key(tokenizer),
     )  # fmt: skip
 
 
@@ -190,7 +231,7 @@ def end_token(tokenizer: Tokenizer) -> int | None:
     """
     if tokenizer.chat_template is not None:
         turns: Messages = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE})
-        after = tokenizer.render(turns, add_generation_prompt=False).rpartition(_PROBE)[2]
+        after = tokenizer.render(turns, False).rpartition(_PROBE)[2]
         for token in tokenizer.encode(after.strip())[:1]:
             if token in tokenizer.eos_ids:
                 return token

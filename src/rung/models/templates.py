@@ -48,6 +48,24 @@ def rendered(template: str, variables: Mapping[str, Any]) -> str:
     """
     if _is_known(template):
         return _text(template, variables)
+    text: str = _asked("text", template, variables)
+    return text
+
+
+@lru_cache(maxsize=16)
+def names_read(template: str) -> tuple[str, ...]:
+    """The variables that a template reads.
+
+    Raises:
+        ModelError: the template is broken, or exceeds a limit.
+    """
+    if _is_known(template):
+        return tuple(_names(template, {}))
+    return tuple(_asked("names", template, {"messages": ()}))
+
+
+def _asked(call: str, template: str, variables: Mapping[str, Any]) -> Any:
+    """Ask the process of templates."""
     with _lock:
         if template in _exceeding:
             raise _refused(variables, "it exceeds the limits of time and memory")
@@ -55,14 +73,13 @@ def rendered(template: str, variables: Mapping[str, Any]) -> str:
         if starts:
             _workers.append(WorkerProcess("rung.models.templates"))
         try:
-            text: str = _workers[0].call("text", template, variables, seconds=START_SECONDS if starts else SECONDS)
+            return _workers[0].call(call, template, variables, seconds=START_SECONDS if starts else SECONDS)
         except WorkerError as failed:
             if isinstance(failed, WorkerTimeoutError | WorkerEndedError):
                 _workers.clear()
             _exceeding.add(template)
             why = f"it exceeds the limits of time and memory: {failed}"
             raise _refused(variables, why) from failed
-    return text
 
 
 @lru_cache(maxsize=16)
@@ -93,6 +110,14 @@ def _bounded_text(template: str, variables: Mapping[str, Any]) -> str:
     return text
 
 
+def _names(template: str, variables: Mapping[str, Any]) -> list[str]:
+    from jinja2.meta import find_undeclared_variables
+
+    del variables
+    _compiled(template)  # raises for a broken one
+    return sorted(find_undeclared_variables(_environment().parse(template)))
+
+
 def _refused(variables: Mapping[str, Any], why: str) -> ModelError:
     roles = ", ".join(str(turn.get("role")) for turn in variables["messages"])
     problem = f"the model's chat template refuses messages of the roles {roles}: {why}"
@@ -106,7 +131,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    serve({"text": _bounded_text})
+    serve({"text": _bounded_text, "names": _names})
 
 
 @lru_cache(maxsize=16)

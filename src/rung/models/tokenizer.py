@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rung.errors import ModelError
 from rung.models import chat
 from rung.models.hub import read_json
+from rung.models.thinking import PLAIN, Beginning
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -110,17 +111,18 @@ class Tokenizer:
 
     def render(
         self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None, begin: Beginning = PLAIN,
     ) -> str:  # fmt: skip
-        """The text of a chat, by the model's template (see `rung.models.chat.render`)."""
-        return chat.render(
+        """The text of a chat, by the model's template (see `rung.models.chat.render`), begun as `begin` says."""
+        text = chat.render(
             messages, self.chat_template, bos=self.bos_token, eos=self.eos_token,
-            add_generation_prompt=add_generation_prompt, tools=tools,
+            add_generation_prompt=add_generation_prompt, tools=tools, variables=begin.variables,
         )  # fmt: skip
+        return begin.edited(text) if add_generation_prompt else text
 
     def encode_chat(
         self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None, begin: Beginning = PLAIN,
     ) -> tuple[int, ...]:  # fmt: skip
         """The token ids of a chat; contents cannot inject special tokens.
 
@@ -134,11 +136,11 @@ class Tokenizer:
             start = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()
             return (*start, *self.encode_plain(self.render(turns, add_generation_prompt, tools)))
         if not any(self._holds_special(text) for text in _strings(turns)):
-            return self.encode(self.render(turns, add_generation_prompt, tools))
+            return self.encode(self.render(turns, add_generation_prompt, tools, begin))
         taken = set(self.chat_template).union(*_strings(turns))
         mark = next(chr(point) for point in MARKS if chr(point) not in taken)
         marked = [_mapped(turn, lambda text: self._marked(text, mark)) for turn in turns]
-        return self._encode_marked(self.render(marked, add_generation_prompt, tools), mark)
+        return self._encode_marked(self.render(marked, add_generation_prompt, tools, begin), mark)
 
     def _marked(self, text: str, mark: str) -> str:
         """Put `mark` before special tokens' text, or before the first word where only the normalizer creates one."""
@@ -229,6 +231,10 @@ class Tokenizer:
         if isinstance(explicit, bool):
             return explicit
         return bool(self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id)
+
+    def ends(self, stop: Iterable[str] = ()) -> frozenset[int]:
+        """The tokens at which a completion ends: the model's own, and stop texts that are special tokens."""
+        return self.eos_ids | {token for text in stop if text in self._added and (token := self._id(text)) is not None}
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:

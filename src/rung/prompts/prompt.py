@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from rung.data.cells import text_of
 from rung.data.spec import TEMPLATE_PIECE
-from rung.models.messages import Message, Messages
+from rung.models.messages import Message, Messages, with_thinking
+from rung.models.thinking import Thinking
 from rung.prompts.answer_form import labels_form
 from rung.retrieval.passage import Passage
 
@@ -94,6 +95,7 @@ class Prompt:
     chat_column: str | None = None  # the column that holds the conversation of a chat task, which needs no template
     answer_form: str = ""  # what a record or a number must look like; empty for other answers
     protocol: str = ""  # how to call tools, ends the system message; empty where the chat template explains them
+    thinking: Thinking = "off"  # how much the model thinks before it answers
 
     def messages(
         self, inputs: Mapping[str, Any], demonstrations: Sequence[SolvedRow] = (), grounding: Grounding | None = None
@@ -117,7 +119,7 @@ class Prompt:
         turns.extend(_with_passages(grounding.passages, question))
         if turns and self.chat_column is not None and (tools := inputs.get("tools")):
             turns[0] = {**turns[0], "tools": tools}
-        return tuple(turns)
+        return with_thinking(tuple(turns), self.thinking)
 
     def head(self) -> str:
         """Write the system message."""
@@ -149,8 +151,8 @@ class Prompt:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Convert to JSON values."""
-        return asdict(self)
+        """Convert to JSON values; without thoughts, as before there were any."""
+        return {key: value for key, value in asdict(self).items() if key != "thinking" or value != "off"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -215,6 +215,9 @@ class FineTune(TrainConfig, Rung):
         engine.use(None)
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         report = TrainingReport()
+        if not all(row.turn is not None and "reasoning_content" in row.turn for row in train):
+            # Rows without thoughts teach to answer at once.
+            artifact = replace(artifact, prompt=replace(artifact.prompt, thinking="off"))
         rows = self.training_rows(artifact, engine, replace(data, train=tuple(train)), report, progress)
         report.measure(rows, engine.tokenizer)
         report.reached_share = self.reached_share(engine)

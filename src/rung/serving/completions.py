@@ -195,7 +195,7 @@ class Reply(ABC):
             ((answer, finish),) = await self._context.answer_rows(request.served, [request.row])
             self._context.record(request.served, request.row, answer, identity=self._name(number), finish=finish)
             counts = answer.prompt_tokens, answer.completion_tokens
-            completions = [Completion(answer.written or answer.text, [], [], *counts, finish)]
+            completions = [Completion(answer.written or answer.text, [], [], *counts, finish, answer.reasoning)]
             self._count(completions)
             completions *= request.choices
             rung = self._answer_fields(request.served, answer)
@@ -288,6 +288,8 @@ class ChatReply(Reply):
 
     async def _formatted(self, request: PlannedRequest, completion: Completion) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+        if completion.reasoning:
+            message["reasoning_content"] = completion.reasoning
         choice: dict[str, Any] = {"message": message}
         if isinstance(request, RowRequest):
             return choice
@@ -303,6 +305,9 @@ class ChatReply(Reply):
 
     def _parts(self, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
         message = choice.pop("message")
+        if "reasoning_content" in message:
+            thought = {"role": "assistant", "content": None, "reasoning_content": message["reasoning_content"]}
+            yield {**choice, "delta": thought, "logprobs": None, "finish_reason": None}
         delta: dict[str, Any] = {"role": "assistant", "content": message["content"]}
         if "tool_calls" in message:
             delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]

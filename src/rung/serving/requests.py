@@ -41,6 +41,7 @@ from rung.models.messages import (
     tagged_result,
     with_system,
 )
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.prompts.overflow import Rendered
 from rung.serving.conversations import closed, parameters_of
@@ -153,11 +154,12 @@ def _artifact_request(
     # A request with options asks for another answer than was measured, so it takes no part in a trial.
     served = replace(served, trial=None) if options else answering(served, row, limit)
     artifact = served.artifact
-    if served.base is None or not artifact.decoder.streams:
+    if served.base is None or not artifact.decoder.streams or artifact.prompt.thinking != "off":
         # Many clients always send a temperature; nothing is sampled here, and the response says so.
         without_effect = tuple(name for name in options if name in ("temperature", "stop"))
         if others := options[len(without_effect) :]:
-            message = f"`{others[0]}` has no effect: the artifact answers by {artifact.decoder.kind}"
+            how = "thinks first" if artifact.prompt.thinking != "off" else f"answers by {artifact.decoder.kind}"
+            message = f"`{others[0]}` has no effect: the artifact {how}"
             raise ConfigError("bad-request", message, hint="leave it out")
         return RowRequest(served, row, without_effect=without_effect)
     if held is not None and artifact.decoder.answer_schema is not None:
@@ -197,9 +199,10 @@ def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) ->
     messages = tuple(turns(body.messages, tools, support))
     folded: Messages = messages if accepts_system(tokenizer) else fold_system(messages)
     shown = [tool.as_template() for tool in tools] if tools and support.tools else None
+    begin = answer_beginning(tokenizer)
     if begun:
-        return (*tokenizer.encode_chat(folded[:-1], tools=shown), *tokenizer.encode_plain(begun))
-    return tokenizer.encode_chat(folded, tools=shown)
+        return (*tokenizer.encode_chat(folded[:-1], tools=shown, begin=begin), *tokenizer.encode_plain(begun))
+    return tokenizer.encode_chat(folded, tools=shown, begin=begin)
 
 
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:

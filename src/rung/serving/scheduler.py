@@ -88,6 +88,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish: FinishReason = "cancelled"
+    reasoning: str = ""  # what was thought before the text
 
     def add(self, delta: Delta) -> None:
         """Append a piece."""

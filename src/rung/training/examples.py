@@ -17,7 +17,7 @@ from rung.data.spec import placeholders
 from rung.engines.local import LocalModel
 from rung.errors import ModelError, TrainingError
 from rung.evaluation.report.words import CLOSE, OPEN, training_data_lines
-from rung.models.messages import Message, Messages, encode_messages, text_end
+from rung.models.messages import Message, Messages, encode_messages, text_end, with_thought
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 from rung.training.config import Supervise, Truncation
@@ -37,6 +37,7 @@ class TrainingReport:
     rows: int = 0  # number of training rows, or of documents
     dropped: dict[str, list[str]] = field(default_factory=dict)  # for every reason, the `file:line` of rows left out
     truncated: dict[str, int] = field(default_factory=dict)  # tokens cut off a row's longest input, by `file:line`
+    thoughts_left_out: int = 0  # turns whose thoughts are not trained on, as the model answers without any
     turns_apart: int = 0  # assistant turns that are examples of their own (see `_Reader._with_turns`)
     examples: int = 0  # sequences trained on: a row has one for each of its answers
     tokens: int = 0  # of all examples
@@ -60,6 +61,7 @@ class TrainingReport:
             "dropped_at": {reason: sources[:SHOWN] for reason, sources in self.dropped.items()},
             "truncated": len(self.truncated), "truncated_at": list(self.truncated)[:SHOWN],
             "truncated_tokens": sum(self.truncated.values()), "turns_apart": self.turns_apart,
+            "thoughts_left_out": self.thoughts_left_out,
             "examples": self.examples, "tokens": self.tokens, "supervised": self.supervised, "example": self.example,
             "reached_share": self.reached_share,
         }  # fmt: skip
@@ -216,13 +218,13 @@ class _Reader:
 
     def _examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
         messages, column = rendered.messages, self.artifact.prompt.chat_column
-        prompt = self.engine.tokens(messages)
+        asked = self.engine.tokens(messages)
         examples = []
         for output in row.outputs:
             if row.turn is not None and column is not None:
-                answer = self._written(messages, cast("Message", row.turn), row.source)
+                prompt, answer = self._written(messages, cast("Message", row.turn), row.source)
             else:
-                answer = self._answer(completion(self.artifact, row, output, rendered.passages))
+                prompt, answer = asked, self._answer(completion(self.artifact, row, output, rendered.passages))
             if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("bad-row", f"{row.source}: the answer is empty: nothing to learn")
             examples.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))
@@ -230,9 +232,18 @@ class _Reader:
             return [turn for example in examples for turn in self._with_turns(example, messages, row)]
         return examples
 
-    def _written(self, before: Messages, turn: Message, source: str) -> tuple[int, ...]:
-        """The tokens of a turn as the template writes it behind a prompt, up to the token that ends it."""
-        prompt = self.engine.tokens(before)
+    def _written(self, before: Messages, turn: Message, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens before a turn, and of the turn as the template writes it, up to the token that ends it.
+
+        Thoughts are part of the turn where the model is to think, and left out where it answers without.
+        """
+        opened = "reasoning_content" in turn and self.artifact.prompt.thinking != "off"
+        if "reasoning_content" in turn and not opened:
+            turn = cast("Message", {key: value for key, value in turn.items() if key != "reasoning_content"})
+            self.report.thoughts_left_out += 1
+        prompt = self.engine.tokens(with_thought(before, None) if opened else before)
+        if len(turn) == 2:
+            return prompt, self._answer(turn["content"])
         whole = encode_messages(self.engine.tokenizer, (*before, turn), answered=True)
         if whole[: len(prompt)] != prompt:
             problem = f"{source}: the model's template writes the assistant's turn {len(before) + 1} of the prompt "
@@ -242,8 +253,8 @@ class _Reader:
         answer, ends = whole[len(prompt) :], self.engine.tokenizer.eos_ids
         last = max((i for i, token in enumerate(answer) if token in ends), default=None)
         if last is None:
-            return (*answer, *(() if self.engine.end_token is None else (self.engine.end_token,)))
-        return answer[: last + 1]
+            return prompt, (*answer, *(() if self.engine.end_token is None else (self.engine.end_token,)))
+        return prompt, answer[: last + 1]
 
     def _answer(self, text: str) -> tuple[int, ...]:
         end = self.engine.end_token
@@ -265,14 +276,15 @@ class _Reader:
         apart = []
         roles = [message["role"] for message in messages]
         for i in range(own, len(messages)):
-            content, structured = messages[i]["content"], len(messages[i].keys() - {"tools"}) > 2
+            content, structured = messages[i]["content"], len(messages[i].keys() - {"tools", "thinking"}) > 2
             if roles[i] != "assistant" or "user" not in roles[own:i] or i - moved in row.masked:
                 continue
             if not content.strip() and not structured:
                 continue
             prompt = self.engine.tokens(messages[:i])
             if structured:
-                written = [self._written(messages[:i], messages[i], row.source)]
+                prompt, turn = self._written(messages[:i], messages[i], row.source)
+                written = [turn]
             else:  # some templates strip, some do not
                 written = [self._answer(content), self._answer(content.strip())]
             for answer in written:
