@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
@@ -48,12 +48,13 @@ _MARK = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>")
 _GAP = re.compile(r"[\s;]*")
 
 
-def read_turn(text: str) -> ModelTurn:
+def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
     """Read an answer, or calls in any format of the common chat templates.
 
     Calls are JSON objects `{"name", "arguments"}` or `{"name", "parameters"}`, one or several or a list of them: in
     `<tool_call>` tags (Hermes, Qwen, SmolLM), after `[TOOL_CALLS]` (Mistral) or `<|python_tag|>` (Llama), or as the
-    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object.
+    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object. Braces may be doubled, as
+    some templates show them. Calls of the tools with these `names` may also stand between other text, such as fences.
 
     Raises:
         MalformedError: a tag or mark begins a call that cannot be read, or the arguments are not an object.
@@ -62,6 +63,8 @@ def read_turn(text: str) -> ModelTurn:
     try:
         values = [value for piece in marked or [text] for value in _json_values(piece)]
     except (ValueError, RecursionError) as error:
+        if calls := _named_calls(text, names):
+            return calls
         if marked:
             raise MalformedError(f"that call is not valid JSON: {error}") from None
         return text.strip()
@@ -74,6 +77,27 @@ def read_turn(text: str) -> ModelTurn:
     if not calls:
         raise MalformedError('a call is written {"name": ..., "arguments": {...}}')
     return calls
+
+
+def _named_calls(text: str, names: Collection[str]) -> tuple[Call, ...]:
+    """Find the calls of known tools between other text."""
+    calls: list[Call] = []
+    position = 0
+    while names and (position := text.find("{", position)) >= 0:
+        rest, end = text[position:], 1
+        single = rest.replace("{{", "{").replace("}}", "}")
+        for written in (rest, rest[1:], single) if rest.startswith("{{") else (rest,):
+            try:
+                value, length = json.JSONDecoder().raw_decode(written)
+                call = _call(value, value["name"])
+            except (KeyError, TypeError, ValueError, RecursionError):
+                continue
+            if call.tool in names:
+                calls.append(call)
+                end = length
+                break
+        position += end
+    return tuple(calls)
 
 
 def spoken(text: str, *, tools: bool) -> str:

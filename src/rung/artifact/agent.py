@@ -170,9 +170,9 @@ class Agent(Prompted):
         run.cached_tokens += generation.cached_tokens
         run.written += tokens
         run.seconds += generation.seconds
-        read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_turn
+        names = [tool.name for tool in self.tools]
         try:
-            turn = read(raw)
+            turn = tool_calls.read_json(raw) if self.protocol == "json" else tool_calls.read_turn(raw, names)
         except MalformedError as problem:
             why = f"{problem}" + (" (it was cut: write less)" if generation.finish_reason == "length" else "")
             run.steps.append(AgentStep("malformed", why, raw, tokens=tokens))

@@ -314,6 +314,8 @@ def answer_values(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     values = {"output": answer.text, "confidence": answer.confidence, **trace(answer.steps, answer.stopped)}
     if artifact.decoder.abstains:
         values["abstained"] = answer.abstained
+    if answer.reasoning:
+        values["reasoning"] = answer.reasoning
     if answer.truncated_characters:
         values["truncated_characters"] = answer.truncated_characters
     return {**values, **sources(answer)} if artifact.retriever is not None else values

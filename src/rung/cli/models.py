@@ -147,6 +147,7 @@ def doctor(json: options.Json = False) -> None:
     from rung.engines.opening import explain
     from rung.machine import this_machine
     from rung.models.cache import cache_dir, offline
+    from rung.models.embedded import proposed
 
     machine, packages = this_machine(), {name: _version(name) for name in LOCAL}
     missing = [name for name, installed in packages.items() if installed is None]
@@ -156,6 +157,8 @@ def doctor(json: options.Json = False) -> None:
         "engine": explain("embedded", "auto"), "packages": packages, "missing": missing,
         "gpu": None if "torch" in missing else _gpu(),
     }  # fmt: skip
+    model, why = proposed(machine)
+    facts |= {"model": model.reference, "model_because": why}
     render.result(json, facts, lambda: render_models.doctor(facts))
 
 

@@ -18,6 +18,7 @@ def doctor(values: Mapping[str, Any]) -> None:
     say(f"gpu       {values['gpu'] or 'none'}")
     say(f"cache     {values['cache']}{' (offline)' if values['offline'] else ''}")
     say(f"engine    {values['engine']}")
+    say(f"model     {values['model']}: {values['model_because']}")
     for name, installed in values["packages"].items():
         say(f"{'ok' if installed else 'missing':9} {name} {installed or ''}")
     if values["missing"]:

@@ -29,6 +29,7 @@ def init(
     ] = None,
     kind: Annotated[str | None, Option(help="The kind of the answer: text, category, json, ...")] = None,
     inputs: Annotated[str | None, Option(help="The columns that the model reads, with commas.")] = None,
+    model: Annotated[str | None, Option(help="The model; default: embedded, with a larger one proposed.")] = None,
     out: Annotated[Path, Option(help="The task file to write.")] = Path("task.yaml"),
     force: Annotated[bool, Option("--force", help="Replace the task file if there is one.")] = False,
     yes: Annotated[bool, Option("--yes", "-y", help="Take the guess, and ask nothing.")] = False,
@@ -38,6 +39,8 @@ def init(
     """Guess a task from a table or a folder of documents, ask on a terminal, and write a commented task file."""
     from rung.data.guess import KINDS, guess_task
     from rung.data.task_file import SCHEMA_FILE, task_schema, task_text
+    from rung.machine import this_machine
+    from rung.models.embedded import proposed
 
     if out.exists() and not force:
         hint = "name another file with --out, or replace it with --force"
@@ -53,7 +56,10 @@ def init(
     if guess.schema is not None:
         write_atomically(schema, dumps(guess.schema, ensure_ascii=False, indent=2) + "\n")
     write_atomically(out.parent / SCHEMA_FILE, task_schema() + "\n")
-    write_atomically(out, task_text(guess, out.resolve().parent))  # the last, so that a failure leaves no task file
+    larger, why = proposed(this_machine())
+    note = "" if model is not None or larger.alias else f"{larger.reference}: {why}"
+    text = task_text(guess, out.resolve().parent, model or "embedded", note)
+    write_atomically(out, text)  # the last, so that a failure leaves no task file
     render.guess(guess, out)
 
 

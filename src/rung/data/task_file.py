@@ -19,8 +19,8 @@ def task_schema() -> str:
     return json.dumps(Task.model_json_schema(by_alias=True), indent=2)
 
 
-def task_text(guess: Guess, folder: Path) -> str:
-    """Write a commented task file for `folder` from a guess."""
+def task_text(guess: Guess, folder: Path, model: str, proposal: str) -> str:
+    """Write a commented task file for `folder` from a guess, with a comment that proposes another model, or none."""
     quoted = partial(json.dumps, ensure_ascii=False)  # JSON strings are YAML strings
 
     def path(file: Path) -> str:
@@ -76,6 +76,8 @@ def task_text(guess: Guess, folder: Path) -> str:
     more = (
         "# overflow: drop_demonstrations  # for prompts longer than the model reads; default: such a row is an error\n"
     )
+    stronger = f"# Stronger: {proposal}\n" if proposal else ""
+    chosen = f"model: {model if model == 'embedded' else quoted(model)}".ljust(27)
     lines = "\n".join
     return f"""# yaml-language-server: $schema={SCHEMA_FILE}
 name: {quoted(guess.name)}
@@ -92,5 +94,5 @@ output:
 {lines(data)}
 
 # metric: accuracy          # default: the usual one for the kind
-{"" if corpus else more}model: embedded             # or a Hub id, a folder, a .gguf file; a list of models is raced
+{"" if corpus else more}{stronger}{chosen} # or a Hub id, a folder, a .gguf file; a list of models is raced
 """

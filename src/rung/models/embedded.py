@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rung.errors import ModelError
+from rung.machine import Machine
 from rung.models import gguf
 from rung.models.cache import cache_dir, file_sha256, offline, publish
 from rung.progress import QUIET, Progress
@@ -144,6 +145,27 @@ def find(reference: str) -> Embedded | None:
             "unknown-model", f"no model is built in as {reference!r}", hint=f"there are {', '.join(names)}"
         )
     return found if wanted else None
+
+
+# What a built-in model may take: a share of the memory in 32 bits, and seconds to read a prompt and write an answer.
+MEMORY_SHARE, PATIENCE, ROW_TOKENS = 0.6, 10.0, 300
+
+
+def proposed(machine: Machine) -> tuple[Embedded, str]:
+    """The largest built-in language model that suits a machine, and why."""
+    models = sorted((m for m in EMBEDDED if m.kind == "language model"), key=lambda m: m.parameters)
+
+    def needs(model: Embedded) -> tuple[float, float]:
+        return 4 * model.parameters, machine.inference_seconds(2 * model.parameters * ROW_TOKENS)
+
+    def suits(model: Embedded) -> bool:
+        memory, seconds = needs(model)
+        return memory <= MEMORY_SHARE * machine.memory_bytes and seconds <= PATIENCE
+
+    model = max(filter(suits, models), key=lambda m: m.parameters, default=models[0])
+    memory, seconds = needs(model)
+    figures = f"{memory / 1e9:.1f} GB in memory, about {seconds:.1f} s a row without OpenVINO"
+    return model, f"the largest built-in model that suits this machine: {figures}"
 
 
 TIMEOUT = 900  # seconds for one download

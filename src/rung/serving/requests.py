@@ -376,7 +376,7 @@ def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dic
     if len(must) == 1:
         return [_call(must[0].name, text)] if _is_object(text) else []
     try:
-        turn = read_turn(text)
+        turn = read_turn(text, {tool.name for tool in tools})
     except MalformedError:
         return []  # the client sees the text that the model wrote
     names = {tool.name for tool in tools}
