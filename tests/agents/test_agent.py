@@ -17,6 +17,7 @@ from rung.climbing.check import validate_task
 from rung.engines.base import EngineInfo, Generation
 from rung.errors import ArtifactError, ConfigError, MachineError
 from rung.evaluation.scoring import evaluate
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.rungs import FewShot, LoRA, registered
 from rung.task import Task
@@ -306,6 +307,7 @@ def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch
     plain = [{"role": "system", "content": "Answer with a number."}, {"role": "user", "content": "q"}]
     turns = template_turns(written, (Call("double", {"number": 4}),), [("double", "8")])
     prompts = [batch[0].prompt for batch in engine.requests]
-    assert prompts == [knowing.encode_chat(plain, tools=tools), knowing.encode_chat([*plain, *turns], tools=tools)]
+    begin = answer_beginning(knowing)  # this template writes no generation prompt of its own
+    assert prompts == [knowing.encode_chat(t, tools=tools, begin=begin) for t in (plain, [*plain, *turns])]
     assert all(batch[0].constraint is None for batch in engine.requests)
-    assert zero.with_engine(engine).text(one.messages) == knowing.render(plain, tools=tools)
+    assert zero.with_engine(engine).text(one.messages) == knowing.render(plain, tools=tools, begin=begin)

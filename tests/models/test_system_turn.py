@@ -1,5 +1,6 @@
 from rung.models.messages import accepts_system, encode_messages, fold_system
 from rung.models.reference import resolve
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"})
@@ -28,4 +29,4 @@ def test_a_template_without_one_reads_it_in_the_first_user_turn(tmp_path):
     assert not accepts_system(tokenizer)
     folded = ({"role": "user", "content": "Be brief.\n\nHello"},)
     assert fold_system(TURNS) == folded
-    assert encode_messages(tokenizer, TURNS) == tokenizer.encode_chat(folded)
+    assert encode_messages(tokenizer, TURNS) == tokenizer.encode_chat(folded, begin=answer_beginning(tokenizer))

@@ -50,7 +50,9 @@ def transformers_text(engine, turns, tools, *, prompt):
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(engine.files.folder / "tokenizer.json"))
     tokenizer.chat_template = engine.tokenizer.chat_template
-    return tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=prompt)
+    return tokenizer.apply_chat_template(
+        turns, tools=tools, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+    )
 
 
 def written(whole, asked):
@@ -147,8 +149,7 @@ def test_a_call_that_is_the_answer_is_learnt_as_the_template_writes_it(tmp_path,
     example = row(USER, CALLING, tools=json.dumps(TOOLS))
     assert example.outputs == ('<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>',)
     (trained,) = tokenize(chat_artifact(""), engine, [example])
-    thought = "<think>\n\n</think>\n\n" if name == "qwen3" else ""
-    assert learnt(trained, engine) == [f"{thought}{example.outputs[0]}<|im_end|>"]
+    assert learnt(trained, engine) == [f"{example.outputs[0]}<|im_end|>"]
     assert trained.prompt == engine.tokens(chat_artifact("").messages(example.inputs))
     prompt = transformers_text(engine, [USER], TOOLS, prompt=True)
     assert engine.tokenizer.decode(trained.prompt, skip_special=False) == prompt
@@ -199,7 +200,7 @@ def test_a_row_without_thoughts_is_learnt_after_an_empty_one(tmp_path):
 def test_a_template_that_writes_an_answer_otherwise_than_it_asks_for_it_is_an_error(tmp_path):
     engine = model(tmp_path / "m", template="{{ messages | length }}" + QWEN3)
     with pytest.raises(TrainingError, match=r"c\.jsonl:1: the model's template writes the assistant's turn 2"):
-        tokenize(chat_artifact(""), engine, [row(USER, {**ANSWER, "reasoning_content": "so"})])
+        tokenize(chat_artifact(""), engine, [row(USER, CALLING, tools=TOOLS)])
 
 
 # ---- templates that refuse

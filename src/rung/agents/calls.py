@@ -53,8 +53,8 @@ def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
 
     Calls are JSON objects `{"name", "arguments"}` or `{"name", "parameters"}`, one or several or a list of them: in
     `<tool_call>` tags (Hermes, Qwen, SmolLM), after `[TOOL_CALLS]` (Mistral) or `<|python_tag|>` (Llama), or as the
-    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object. Braces may be doubled, as
-    some templates show them. Calls of the tools with these `names` may also stand between other text, such as fences.
+    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object. Calls of the tools with
+    these `names` may also stand between other text, such as fences, and have doubled braces, as some templates show them.
 
     Raises:
         MalformedError: a tag or mark begins a call that cannot be read, or the arguments are not an object.
