@@ -54,7 +54,7 @@ def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
     Calls are JSON objects `{"name", "arguments"}` or `{"name", "parameters"}`, one or several or a list of them: in
     `<tool_call>` tags (Hermes, Qwen, SmolLM), after `[TOOL_CALLS]` (Mistral) or `<|python_tag|>` (Llama), or as the
     whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object. Calls of the tools with
-    these `names` may also stand between other text, such as fences, and have doubled braces, as some templates show them.
+    these `names` may also stand between other text, such as fences, and have doubled braces.
 
     Raises:
         MalformedError: a tag or mark begins a call that cannot be read, or the arguments are not an object.
@@ -152,6 +152,7 @@ class TemplateSupport(NamedTuple):
 
     tools: bool  # it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads
     results: bool  # it shows past calls in such a format, and their results
+    plain: bool  # it does not tell the model to write calls with doubled braces, as Qwen2.5-Coder's does by mistake
 
 
 @lru_cache(maxsize=16)
@@ -170,12 +171,13 @@ def template_support(tokenizer: Tokenizer) -> TemplateSupport:
             raise
 
     if tokenizer.chat_template is None:
-        return TemplateSupport(tools=False, results=False)
+        return TemplateSupport(tools=False, results=False, plain=True)
     talk = shown(question, *calls)
     readable = re.search(r'"name":\s*"probe-call"', talk) is not None
     return TemplateSupport(
         tools="probe-tool" in shown(question) and (readable or "probe-call" not in talk),
         results=readable and "probe-result" in talk,
+        plain=re.search(r'\{\{\s*"name"', talk) is None,
     )
 
 

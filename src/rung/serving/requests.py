@@ -311,7 +311,7 @@ def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None 
 
 # ---- tools: from OpenAI's fields to Rung's tools and calls, and back
 
-NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everything as text
+NO_SUPPORT = TemplateSupport(tools=False, results=False, plain=True)  # endpoints get everything as text
 
 
 def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
