@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from rung.errors import EngineError, MachineError, needed_by
@@ -23,3 +26,24 @@ def test_the_class_of_the_error_is_the_callers():
 def test_other_errors_pass():
     with pytest.raises(ValueError, match=r"^other$"), needed_by("it"):
         raise ValueError("other")
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_lock_has_the_pins_with_hashes_and_names_no_index():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    lock = (ROOT / "constraints.lock").read_text()
+    hashed = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)(?: ; .*)? \\\n    --hash=sha256:[0-9a-f]{64}", lock, re.M))
+    assert hashed == {name: version for name, version in pins.items() if not name.startswith("torch")}
+    assert not re.search(r"://|--index|--find-links", lock)
+    assert "pip" not in pins
+
+
+def test_the_floors_are_above_known_holes():
+    """The pinned versions may move on; what others may install must not go back below these."""
+    text = (ROOT / "pyproject.toml").read_text()
+    floors = dict(re.findall(r'"([a-z0-9-]+)>=([0-9.]+)', text))
+    least = {"h11": (0, 16), "jinja2": (3, 1, 6), "lxml": (6, 1), "nltk": (3, 10, 4), "starlette": (1, 6)}
+    for name, version in least.items():
+        assert tuple(map(int, floors[name].split("."))) >= version, name
