@@ -189,7 +189,7 @@ def evaluate(
             hint = "bar the score: --at-least closeness=0.9"
             raise ConfigError("bad-option", f"--at-least {name}: it is an error, of which less is better", hint=hint)
         if name not in measured:
-            more = "; of labels also balanced_accuracy, macro_f2, recall:LABEL, precision:LABEL, f1:LABEL"
+            more = "; of labels also macro_f2, recall:LABEL, precision:LABEL, f1:LABEL, and accuracy@2 by probabilities"
             hint = f"measured: {', '.join(measured)}{more if loaded.output.kind == 'category' else ''}"
             raise ConfigError("unknown-name", f"{name!r} was not measured", hint=hint)
         if (score := measured[name]) < bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rung.task import Task
 
 
+AT_K = re.compile(r"accuracy@([1-9]\d*)")
 CUT = "the input was cut to fit the context"
 
 
@@ -44,9 +46,9 @@ def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
 
 def evaluate(
     artifact: Artifact, examples: Sequence[Example], split: Split, *,
-    folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
+    folder: Path | None = None, judge: FaithfulnessJudge | None = None, full: bool = False, progress: Progress = QUIET,
 ) -> list[Prediction]:  # fmt: skip
-    """Answer `examples` and score each by the task's metric.
+    """Answer `examples` and score each by the task's metric; with `full`, compute the probability of every label.
 
     `folder` is the task file's, searched first for a metric of the user. `judge` measures the faithfulness of answers
     from documents; None skips that.
@@ -54,7 +56,7 @@ def evaluate(
     metric = metric_of(artifact, folder)
     if examples and (artifact.retriever is not None or artifact.demonstrations is not None):
         artifact.decoder.render(artifact, examples[:1])  # loads what the rows' seconds should not include
-    answers = artifact.answer(examples, full=False, progress=progress)
+    answers = artifact.answer(examples, full=full, progress=progress)
     scores = metric.scores(cases(examples, answers))
     faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:
@@ -166,21 +168,26 @@ def summarize(
 ) -> dict[str, Any]:  # fmt: skip
     """Score an artifact by the task's metric and by every other metric without settings that suits its kind.
 
-    `statistics` names further statistics of the whole set; see `label_statistic`.
+    `statistics` names further statistics of the whole set (see `label_statistic`), and `accuracy@K`, the share of rows
+    with the expected label among the K most probable. Without being named, `accuracy@3` and `accuracy@5` are measured
+    where the artifact gives probabilities.
 
     Returns: {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
     {note: rows}}: intervals at 95 %, scores of the whole set, and the notes of the task's metric. Where the artifact
     abstains, the metrics include `coverage`, the share of rows that are answered, and `answered`, the task's metric on
     those. Where it searches documents, `retrieval` has `rung.evaluation.rag_metrics.summary`.
     """
-    rows = evaluate(artifact, examples, split, folder=folder, judge=judge, progress=progress)
-    task = artifact.signature
+    task, deep = artifact.signature, {int(found[1]) for name in statistics if (found := AT_K.fullmatch(name))}
+    rows = evaluate(artifact, examples, split, folder=folder, judge=judge, full=bool(deep), progress=progress)
     scores = {task.metric: [row.score for row in rows]}
     for name, metric in METRICS.items():
         # On all rows, the mean of its scores would be the accuracy; `whole` has the statistic itself.
         if task.kind in metric.kinds and name not in scores and name != BALANCED:
             metric = get_metric(name, refusal=task.refusal)
             scores[name] = [metric(row.prediction, row.expected) for row in rows]
+    for k in sorted({3, 5} | deep) if task.kind == "category" and all(row.probs for row in rows) else ():
+        if 1 <= k < len(task.labels):
+            scores[f"accuracy@{k}"] = [at_k(row, task.labels, k) for row in rows]
     if artifact.decoder.abstains:
         scores["coverage"] = [float(not row.abstained) for row in rows]
         if answered := [row.score for row in rows if not row.abstained]:
@@ -198,6 +205,13 @@ def summarize(
     if retrieval := [row.retrieval for row in rows if row.retrieval is not None]:
         values["retrieval"] = summary(retrieval)
     return values
+
+
+def at_k(row: Prediction, labels: Sequence[str], k: int) -> float:
+    """Score 1 if the expected label is among the k most probable ones of an answered row."""
+    assert row.probs is not None
+    ranked = sorted(range(len(labels)), key=lambda index: (labels[index] != row.prediction, -(row.probs or ())[index]))
+    return float(any(labels[index] in row.expected for index in ranked[:k]))
 
 
 def _mean(scores: Sequence[float]) -> dict[str, float]:
