@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,6 +24,7 @@ from rung.rungs import LoRA, build, names
 from rung.rungs.fine_tune import FineTune
 from rung.task import Task
 
+BANKING77 = Path(__file__).parents[2] / "examples" / "banking77"
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
 
@@ -237,3 +239,20 @@ def test_a_climb_from_memory_is_continued_and_its_artifact_needs_no_rows(small_t
     assert len({artifact.fingerprint() for artifact in fitted}) == 1
     with pytest.raises(ConfigError, match="train row 1 has no column 'category'"):
         rung.fit(zero, [{"text": "a"}])
+
+
+def test_sixty_rows_of_three_labels_are_enough_to_recommend(tiny_folder, tmp_path):
+    frame = pd.concat([pd.read_csv(BANKING77 / f"{name}.csv") for name in ("train", "validation", "test")])
+    counts = frame["category"].value_counts()
+    labels = sorted(label for label, count in counts.items() if count >= 20)[:3]
+    rows = pd.concat([frame[frame["category"] == label].head(20) for label in labels])
+    output = {"column": "category", "kind": "category"}
+    fields = {"name": "few", "instruction": "Which intent?", "inputs": ["text"], "model": str(tiny_folder)}
+    few = Task(**fields, output=output, data={"train": rows})
+    result = climb(few, options=ClimbOptions(rungs=("tfidf-head",), out=tmp_path)).result
+    best = next(rung for rung in result.rungs if rung.name == result.recommended)
+    c = next(c for c in result.comparisons if c.b == best.name)
+    assert (best.name, best.n, result.rows) == ("tfidf-head", 60, "folds")
+    assert 0 < best.low < best.score <= best.high
+    assert 0 < c.low < c.delta
+    assert c.p < 0.05
