@@ -11,9 +11,16 @@ from rung.artifact.files import fingerprint
 from rung.artifact.heads import Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
-from rung.feedback.corrections import check, contradictions, invalidity, matched_label, with_corrections
+from rung.feedback.corrections import (
+    CorrectionCounts,
+    check,
+    contradictions,
+    invalidity,
+    matched_label,
+    with_corrections,
+)
 from rung.feedback.improve import improve, promote, rungs_for
-from rung.feedback.records import CaseFilter, SplitRule
+from rung.feedback.records import CaseFilter, Feedback, SplitRule
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.rungs import Features
@@ -99,13 +106,42 @@ def test_a_correction_that_does_not_fit_the_task_names_its_interaction(store, ma
 
 
 def test_few_failures_change_prompts_and_a_thousand_tune_weights(task):
-    few, why = rungs_for(task, 30, ClimbOptions())
+    few, why = rungs_for(task, CorrectionCounts(failures=30, pairs=30), ClimbOptions())
     assert "few-shot-knn" in few
     assert not {"lora", "domain-adaptation"} & set(few)
     assert "30 failures" in why
-    many, _ = rungs_for(task, 1000, ClimbOptions())
+    many, _ = rungs_for(task, CorrectionCounts(failures=1000, pairs=1000), ClimbOptions())
     assert "lora" in many
     assert set(few) < set(many)
+    assert "dpo" not in many  # a label is right or wrong: the corrections say it all
+    text = task.model_copy(update={"output": task.output.model_copy(update={"kind": "text", "labels": None})})
+    judged, why = rungs_for(text, CorrectionCounts(pairs=60, thumbs=40), ClimbOptions())
+    assert {"dpo", "kto"} <= set(judged)
+    assert "60 pairs and 40 thumbs" in why
+
+
+def test_corrections_and_thumbs_become_preferences(store, make, task, data):
+    """What is held out measures; what was reviewed counts once; users who disagree say nothing."""
+    asked = {1: "My card never came", 2: "Where is it?", 3: "How old must I be?", 4: "Which rate?", 5: "Held out"}
+    store.record([make(i, inputs={"text": text}, split="test" if i == 5 else "train") for i, text in asked.items()])
+    for number, thumb in ((1, "down"), (2, "down"), (3, "up"), (3, "up"), (4, "up"), (4, "down"), (5, "down")):
+        store.add_feedback(Feedback(f"r{number}", thumb=thumb))
+    store.add_feedback(Feedback("r4", thumb="up", source="check"))
+    store.correct("r1", "card_arrival", "Ann")
+    cases = store.cases(CaseFilter(task=task.name, reviewed=True))
+    changed, taken = with_corrections(task, data, cases, None, store.thumbs(task.name))
+    told = {
+        each.row.inputs["text"]: tuple(None if one is None else one.outputs[0] for one in (each.chosen, each.rejected))
+        for each in changed.preferences
+    }
+    assert told == {
+        asked[1]: ("card_arrival", "age_limit"),
+        asked[2]: (None, "age_limit"),
+        asked[3]: ("age_limit", None),
+    }
+    assert [each.row.inputs["text"] for each in changed.unseen_preferences] == [asked[5]]
+    assert (taken.pairs, taken.thumbs, taken.disputed) == (1, 2, 1)
+    assert changed.fingerprint != with_corrections(task, data, cases)[0].fingerprint
 
 
 # ---- the whole loop, with what a small sentence encoder learns

@@ -531,6 +531,7 @@ def improvement(improved: Improvement, registry: Path, store: str) -> None:
     say(
         f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
         f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
+        f"preferences: {taken.pairs} pairs from corrections, {taken.thumbs} thumbs ({taken.disputed} disputed)\n"
         f"rungs: {', '.join(improved.rungs)}: {improved.reason}\n"
     )
     climb_result(improved.climb.result)

@@ -37,7 +37,7 @@ DEFAULTS = ClimbOptions()
 
 def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
     """The rungs to try: the command's choice, else the task's, else the default; without the excluded ones."""
-    names = options.rungs or tuple(task.constraints.rungs or ()) or default_names()
+    names = options.rungs or tuple(task.constraints.rungs or ()) or default_names(task)
     return tuple(name for name in names if name not in (task.constraints.exclude or ()) and name != "zero-shot")
 
 

@@ -89,6 +89,13 @@ class Preference:
         return row
 
     @property
+    def id(self) -> str:
+        """The hash of the input and of both answers."""
+        return hash_of(
+            [self.row.id, *(None if each is None else each.outputs for each in (self.chosen, self.rejected))]
+        )
+
+    @property
     def pair(self) -> tuple[Example, Example] | None:
         """The better and the worse answer; None for a single answer."""
         return None if self.chosen is None or self.rejected is None else (self.chosen, self.rejected)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.data.examples import examples
-from rung.data.rows import Data, Example, Record, SplitReport, hash_of
+from rung.data.examples import examples, read_inputs
+from rung.data.rows import Data, Example, Preference, Record, SplitReport, example_id, hash_of
 from rung.engines.constraints import schema_problem
 from rung.errors import DataError, suggest
-from rung.feedback.records import CaseFilter, Feedback, Opinions, ReviewCase, SplitRule
+from rung.feedback.records import CaseFilter, Feedback, Interaction, Opinions, ReviewCase, SplitRule
 from rung.feedback.store import FeedbackStore
 from rung.progress import QUIET, Progress
 from rung.task import Task
@@ -132,45 +132,74 @@ class CorrectionCounts:
     replaced: int = 0  # rows of the training file that a correction of the same input replaced
     held_out: int = 0  # left out because their input is on the test side, or among the validation rows
     superseded: int = 0  # left out because a later interaction has the same input
+    pairs: int = 0  # preferences: an expected response, and the wrong answer that it corrects
+    thumbs: int = 0  # preferences: answers that were not reviewed, but got a thumb
+    disputed: int = 0  # thumbs left out because users disagree
 
 
 def with_corrections(
-    task: Task, data: Data, cases: Sequence[ReviewCase], opinions: Mapping[tuple[str, str], Opinions] | None = None
-) -> tuple[Data, CorrectionCounts]:
-    """Add the reviewed interactions of the training side to the task's training rows.
+    task: Task, data: Data, cases: Sequence[ReviewCase], opinions: Mapping[tuple[str, str], Opinions] | None = None,
+    thumbs: Sequence[tuple[Interaction, bool | None]] = (),
+) -> tuple[Data, CorrectionCounts]:  # fmt: skip
+    """Add the reviewed interactions of the training side to the task's training rows, and what they prefer.
 
     Of several interactions with one input, the last one counts; with `opinions`, the one that the last word is about.
 
     An interaction is held out if it was captured on the test side, if the task's own rule puts its input there, or if
-    its input equals a test or validation row. One of these is enough.
+    its input equals a test or validation row. One of these is enough. A corrected answer is worse than the expected
+    one, and an answer with a thumb is good or bad by itself; those that are held out measure what is learned.
 
     Raises:
         DataError: an expected response does not fit the task, such as a label that it does not have.
     """
     rule = SplitRule.of(task) if task.data.test is None else None
     aside = {row.id for row in (*data.validation, *data.test)}
+
+    def is_held_out(row: Interaction, example: Example) -> bool:
+        # Redaction may have changed the inputs; `input_id` is that of the original ones.
+        in_aside = row.split == "test" or row.input_id in aside or example.id in aside
+        return in_aside or (rule is not None and rule.side(example.inputs) == "test")
+
     chosen: dict[str, tuple[ReviewCase, Example]] = {}
+    judged: tuple[list[Preference], list[Preference]] = ([], [])  # that may be learned, that may not
     held_out = superseded = 0
     for case in sorted(cases, key=lambda case: case.interaction.at):
         example, row = as_example(task, data, case), case.interaction
-        # Redaction may have changed the inputs; `input_id` is that of the original ones.
-        in_aside = row.split == "test" or row.input_id in aside or example.id in aside
-        if in_aside or (rule is not None and rule.side(example.inputs) == "test"):
+        unseen = is_held_out(row, example)
+        word = (opinions or {}).get((row.task, row.input_id))
+        agreed = word is None or word.expected == case.expected
+        if case.failure and row.actual.strip() and agreed:
+            judged[unseen].append(Preference(example, replace(example, outputs=(row.actual.strip(),), turn=None)))
+        if unseen:
             held_out += 1
             continue
-        word = (opinions or {}).get((row.task, row.input_id))
-        if word is not None and word.expected != case.expected:
+        if not agreed:
             superseded += 1
             continue
         superseded += row.input_id in chosen
         chosen[row.input_id] = (case, example)
+    reviewed = {case.interaction.id for case in cases}
+    given = [(row, up) for row, up in thumbs if row.id not in reviewed and row.actual.strip()]
+    for row, up in given:
+        source = f"interaction {row.id}"
+        inputs = read_inputs(row.inputs, task.inputs, task.output.kind, source)
+        example = Example(example_id(inputs), inputs, (row.actual.strip(),), source)
+        if up is not None:
+            judged[is_held_out(row, example)].append(Preference(example, None) if up else Preference(None, example))
     ids = {example.id for _, example in chosen.values()} | set(chosen)
     kept = [row for row in data.train if row.id not in ids]
     added = [example for _, example in chosen.values()]
     failures = sum(case.failure for case, _ in chosen.values())
-    counts = CorrectionCounts(failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded)
-    fingerprint = hash_of([data.fingerprint, [[row.id, *row.outputs] for row in added]], digits=64)
-    return replace(data, train=(*kept, *added), fingerprint=fingerprint), counts
+    pairs = sum(each.pair is not None for each in judged[0])
+    counts = CorrectionCounts(
+        failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded, pairs,
+        len(judged[0]) - pairs, sum(up is None for _, up in given),
+    )  # fmt: skip
+    changed = [data.fingerprint, [[row.id, *row.outputs] for row in added], [each.id for each in judged[0]]]
+    return replace(
+        data, train=(*kept, *added), fingerprint=hash_of(changed, digits=64),
+        preferences=(*data.preferences, *judged[0]), unseen_preferences=(*data.unseen_preferences, *judged[1]),
+    ), counts  # fmt: skip
 
 
 def as_example(task: Task, data: Data, case: ReviewCase) -> Example:

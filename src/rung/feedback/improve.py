@@ -31,12 +31,13 @@ from rung.feedback.store import FeedbackStore
 from rung.files import write_atomically
 from rung.jsonfile import read_object
 from rung.progress import QUIET, Progress
-from rung.rungs import build
+from rung.rungs import build, registered
 from rung.task import Task
 
 IMPROVEMENT = "improvement.json"
 CAPTURED = 1000  # of the newest requests, which are compared with the test rows
 TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less than it moves prompts
+JUDGED_FROM = 100  # pairs and thumbs from which weights learn what people prefer of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def improve(
 
     Raises:
         ConfigError: `contested-corrections`.
-        ConfigError: `too-few-rows`: no answer was reviewed and found wrong on the training side.
+        ConfigError: `too-few-rows`: no answer of the training side was found wrong by a reviewer, or got a thumb.
         DataError: a correction does not fit the task.
     """
     options = options or ClimbOptions()
@@ -97,15 +98,16 @@ def improve(
         hint = "`rung failures list --contested` shows them: agree, undo, or let a third decide; the majority holds"
         raise ConfigError("contested-corrections", problem, hint=hint)
     reviewed = store.cases(CaseFilter(task=task.name, reviewed=True))
-    data, taken = with_corrections(task, task.held_out().read(), reviewed, store.opinions(task.name))
-    if not taken.failures:
+    opinions, thumbs = store.opinions(task.name), store.thumbs(task.name)
+    data, taken = with_corrections(task, task.held_out().read(), reviewed, opinions, thumbs)
+    if not taken.failures and not taken.thumbs:
         counts = f"({len(reviewed)} reviewed in all, {taken.held_out} held out)"
         problem = f"{task.name} has no reviewed failure on the training side {counts}"
         raise ConfigError(
             "too-few-rows", problem, hint="review some: `rung failures list`, then `rung failures correct`"
         )
     requested = tuple(options.rungs or task.constraints.rungs or ())
-    names, reason = (requested, "as requested") if requested else rungs_for(task, taken.failures, options)
+    names, reason = (requested, "as requested") if requested else rungs_for(task, taken, options)
     current = registry.current()
     incumbent = None if current is None else Artifact.load(registry.path(current))
     run = climb(task, progress=progress, options=replace(options, rungs=names), incumbent=incumbent, data=data)
@@ -129,13 +131,28 @@ def improve(
     return improvement
 
 
-def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[str, ...], str]:
-    """Choose the rungs to try for so many failures, and say why."""
-    names = chosen_rungs(task, options)
+def rungs_for(task: Task, taken: CorrectionCounts, options: ClimbOptions) -> tuple[tuple[str, ...], str]:
+    """Choose the rungs to try for what was reviewed, and say why.
+
+    Where each row has one right answer, the corrections are training rows like any other. Of texts, which may be good
+    and bad in many ways, the pairs and the thumbs say more than the corrections alone.
+    """
+    names, failures, judged = chosen_rungs(task, options), taken.failures, taken.pairs + taken.thumbs
+    preferring: tuple[str, ...] = ()
+    if task.output.kind in ("text", "chat") and judged >= JUDGED_FROM:
+        preferring = tuple(
+            each.name for each in registered() if each.rung_type.with_preferences and each.name not in names
+        )
+    why = (
+        f"; {taken.pairs:,} pairs and {taken.thumbs:,} thumbs are enough to learn preferences from"
+        if preferring
+        else ""
+    )
     if failures >= TUNING_FROM:
-        return names, f"{failures:,} failures are enough to tune weights on"
+        return (*names, *preferring), f"{failures:,} failures are enough to tune weights on{why}"
     cheap = tuple(rung.name for rung in build(names, task, options.seed) if not rung.trains_weights)
-    return cheap, f"{failures:,} failures change prompts and demonstrations; tuning weights waits for {TUNING_FROM:,}"
+    reason = f"{failures:,} failures change prompts and demonstrations; tuning weights waits for {TUNING_FROM:,}"
+    return (*cheap, *preferring), reason + why
 
 
 def _judge(

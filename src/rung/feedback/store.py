@@ -155,6 +155,17 @@ class FeedbackStore(StoreDatabase):
         """The feedback on one answer, oldest first."""
         return self._records(Feedback, _entries(feedback, id))
 
+    def thumbs(self, task: str) -> list[tuple[Interaction, bool | None]]:
+        """The answers with thumbs of users, oldest first, and whether they are up; None where users disagree."""
+        given = sa.and_(feedback.c.source == "user", feedback.c.thumb.is_not(None))
+        by_answer = sa.select(feedback.c.interaction, feedback.c.thumb).where(given).distinct()
+        found: dict[str, list[bool]] = defaultdict(list)
+        for id, thumb in self.run("read", lambda c: c.execute(by_answer).all()):  # noqa: A001
+            found[id].append(thumb == "up")
+        judged = sa.exists().where(feedback.c.interaction == interactions.c.id, given)
+        rows = self._interactions(sa.and_(interactions.c.task == task, judged))
+        return [(row, found[row.id][0] if len(found[row.id]) == 1 else None) for row in rows]
+
     def sources(self) -> dict[str, set[str]]:
         """Which sources gave feedback on each interaction."""
         statement = sa.select(feedback.c.interaction, feedback.c.source).distinct()

@@ -55,9 +55,10 @@ def names() -> tuple[str, ...]:
     return tuple(entry.name for entry in registered())
 
 
-def default_names() -> tuple[str, ...]:
-    """Name the rungs that a climb tries by default."""
-    return tuple(entry.name for entry in registered() if entry.default)
+def default_names(task: Task | None = None) -> tuple[str, ...]:
+    """Name the rungs that a climb tries by default; of a task with preferences, also those that learn from them."""
+    judged = task is not None and task.data.preferences is not None
+    return tuple(entry.name for entry in registered() if entry.default or (judged and entry.rung_type.with_preferences))
 
 
 def build(chosen: Iterable[str], task: Task, seed: int) -> tuple[Rung, ...]:

@@ -136,6 +136,7 @@ class Rung(ABC):
     trains_weights: ClassVar[bool] = False  # whether it trains parameters of a model
     reads_corpus: ClassVar[bool] = False  # whether its artifacts look answers up in the task's documents
     opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
+    with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences
     learns: ClassVar[bool] = True  # whether `fit` reads the rows of the task; if not, one artifact serves all folds
 
     @property

@@ -33,8 +33,9 @@ from rung.training.precision import matmul_dtype
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
-    from rung.training.examples import TokenizedExample, TrainingReport
+    from rung.training.examples import Completions, TokenizedExample, TrainingReport
     from rung.training.loop import Evaluate, TrainResult
+    from rung.training.loss import Loss
     from rung.training.memory import Fit
 
 BYTES_PER_TOKEN = 600_000  # activations that the embedded model keeps for the backward pass, measured
@@ -69,6 +70,33 @@ def hold_out(
     return parts
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What the loss and the evaluation of one training run are made from.
+
+    Attributes:
+        engine: the base model, with the change on it.
+        artifact: the artifact that is trained.
+        change: what is trained, as it starts, switched off.
+        start: identifies the weights that it starts as.
+        rows: the rows to train on, as tokens.
+        held_out: what is held out for early stopping.
+        data: all rows of the task.
+        config: the settings, without `auto`.
+        free: bytes of memory that were free.
+    """
+
+    engine: TorchEngine
+    artifact: Artifact
+    change: Change
+    start: str
+    rows: Sequence[Any]
+    held_out: Sequence[Any]
+    data: Data
+    config: TrainConfig
+    free: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class FineTune(TrainConfig, Rung):
     """A rung that trains weights; a subclass says which, and brings the defaults that its method needs.
@@ -81,7 +109,7 @@ class FineTune(TrainConfig, Rung):
         continue_from: folder of an artifact or adapter of the same method to start from.
     """
 
-    needs = ("training", "one prompt", "open weights", "training rows")
+    needs: ClassVar[tuple[str, ...]] = ("training", "one prompt", "open weights", "training rows")
     trains_weights = True
 
     training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
@@ -96,6 +124,29 @@ class FineTune(TrainConfig, Rung):
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put what is trained on the engine's model, initialized and switched off."""
 
+    def base_precision(self, artifact: Artifact) -> str:
+        """The quantization of the base model, in training and from then on."""
+        del artifact
+        return self.quantization
+
+    def divide(self, data: Data) -> tuple[Data, Sequence[Any]]:
+        """The data to train on, and what is held out of them for early stopping."""
+        train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
+        return replace(data, train=tuple(train)), held_out
+
+    def learns_thoughts(self, data: Data) -> bool:
+        """Whether all that is learned has thoughts before its answers."""
+        return all(row.turn is not None and "reasoning_content" in row.turn for row in data.train)
+
+    def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss | None, Evaluate | None]:
+        """The rows as the loss reads them, the loss (None: of supervised tokens), and the measure of held-out rows."""
+        from rung.training.activation_cache import cached_loss
+
+        frozen, loss = self.frozen_layers(run.engine.model), None
+        if frozen != 0:
+            loss = cached_loss(run.engine.model, frozen, run.rows, run.config, free=run.free, progress=progress)
+        return run.rows, loss, self.metric_of(run) if run.held_out else None
+
     def frozen_layers(self, model: Any) -> int | None:
         """How many of the model's layers are frozen, counted from the first; None: all, and the final norm."""
         del model
@@ -103,7 +154,7 @@ class FineTune(TrainConfig, Rung):
 
     def training_rows(
         self, artifact: Artifact, engine: TorchEngine, data: Data, report: TrainingReport, progress: Progress
-    ) -> list[TokenizedExample]:
+    ) -> Sequence[TokenizedExample | Completions]:
         """The examples to train on, counted in `report`: by default `data.train`, without the rows held out."""
         from rung.training.examples import tokenize
 
@@ -177,7 +228,9 @@ class FineTune(TrainConfig, Rung):
         trials = 1 + len(RATES) * TRIAL_SHARE if self.learning_rate == "auto" else 1
         flops, tokens = trials * self.operations(artifact, s, rows, tokens), trials * tokens
         copies = TRAINED_BYTES + STATE_BYTES[self.optimizer] + (0 if self.patience is None else 4)
-        weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact)
+        weights = base_bytes(resolve(artifact.model), self.base_precision(artifact)) + copies * self.trained_size(
+            artifact
+        )
         weights += (STATE_BYTES["adamw"] - STATE_BYTES[self.optimizer]) * self.trained_embeddings(artifact)
         return replace(
             use, fit_tokens=round(tokens * self.epochs), fit_flops=flops,
@@ -211,14 +264,14 @@ class FineTune(TrainConfig, Rung):
         from rung.training.examples import TrainingReport, show
         from rung.training.loop import plan_batches
 
-        engine = open_torch(artifact.model, quantization=self.quantization)
+        engine = open_torch(artifact.model, quantization=self.base_precision(artifact))
         engine.use(None)
-        train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
+        train, held_out = self.divide(data)
         report = TrainingReport()
-        if not all(row.turn is not None and "reasoning_content" in row.turn for row in train):
+        if not self.learns_thoughts(train):
             # Rows without thoughts teach to answer at once.
             artifact = replace(artifact, prompt=replace(artifact.prompt, thinking="off"))
-        rows = self.training_rows(artifact, engine, replace(data, train=tuple(train)), report, progress)
+        rows = self.training_rows(artifact, engine, train, report, progress)
         report.measure(rows, engine.tokenizer)
         report.reached_share = self.reached_share(engine)
         show(report, progress)
@@ -229,7 +282,7 @@ class FineTune(TrainConfig, Rung):
                 hint="set the rung's `truncation` to truncate_input, or choose a model with a longer context",
             )  # fmt: skip
         extra: dict[str, Any] = {TRAINING_DATA: report.as_dict()}
-        if dropped := sum(row.dropped_demonstrations for row in rows):
+        if dropped := report.dropped_demonstrations:
             extra["dropped_demonstrations"] = dropped
         run, taken, steps = self, 0, 0
         for share in shares:
@@ -240,7 +293,7 @@ class FineTune(TrainConfig, Rung):
                 stop_after = None if share == 1 else math.ceil(share * steps)
                 if stop_after is not None and not taken < stop_after < steps:
                     continue  # too few steps for this part
-                engine = open_torch(artifact.model, quantization=self.quantization)
+                engine = open_torch(artifact.model, quantization=self.base_precision(artifact))
                 engine.use(None)
                 weights, settings, result = run._train(engine, artifact, rows, held_out, data, stop_after, progress)
             except (MemoryError, torch.OutOfMemoryError) as full:
@@ -256,64 +309,70 @@ class FineTune(TrainConfig, Rung):
                 return
 
     def _train(
-        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], held_out: Sequence[Example],
-        data: Data, stop_after: int | None, progress: Progress,
+        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[Any], held_out: Sequence[Any], data: Data,
+        stop_after: int | None, progress: Progress,
     ) -> tuple[Weights, dict[str, Any], TrainResult]:  # fmt: skip
         """Train up to `stop_after` steps and write the weights; returns them with the settings and the run's course."""
         import torch
 
         from rung.engines.changes import adapter_digest
-        from rung.training.activation_cache import cached_loss
-        from rung.training.changes import keep
+        from rung.evaluation.report.words import told_apart_line
+        from rung.training.changes import enabled, keep
         from rung.training.checkpoints import Checkpoints
         from rung.training.loop import train
+        from rung.training.loss import StepLoss
 
         start = self._start(artifact)
+        started = "" if start is None else adapter_digest(start)
         checkpoints = Checkpoints.of({  # all that the result depends on; virtual tokens' ids differ between processes
             "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint,
-            "rows": hash_of([[row.tokens, row.spans] for row in rows], digits=64),
+            "rows": hash_of([row.content for row in rows], digits=64),
             "held_out": hash_of([row.id for row in held_out], digits=64),
-            "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
+            "start": started, "torch": torch.__version__,
             "matmul_dtype": matmul_dtype(engine.model.device.type, self.precision), "metric": artifact.signature.metric,
         })  # fmt: skip
+        outcome: dict[str, Any] = {}
         with self._on_model(engine, artifact) as change:
             rows = [row.after(change.prefix) for row in rows]
             with self._with_micro_batch(engine, change, rows) as (config, fit):
                 began = time.perf_counter()
-                frozen, loss = self.frozen_layers(engine.model), None
-                if frozen != 0:
-                    loss = cached_loss(engine.model, frozen, rows, config, free=fit.free, progress=progress)
+                run = TrainingRun(engine, artifact, change, started, rows, held_out, data, config, fit.free)
+                rows, loss, evaluate = self.objective(run, progress)
                 prepared = time.perf_counter() - began
                 result = train(
                     engine.model, change, rows, config, loss=loss, checkpoints=checkpoints, stop_after=stop_after,
-                    evaluate=self._evaluation(engine, artifact, held_out, data) if held_out else None,
-                    progress=progress,
+                    evaluate=evaluate, progress=progress,
                 )  # fmt: skip
+                if isinstance(loss, StepLoss):
+                    with enabled(change), torch.no_grad():
+                        outcome = loss.outcome()
+                if told := outcome.get("answers_told_apart"):
+                    progress.start("answers told apart")
+                    progress.finish(told_apart_line(told))
             result.seconds += prepared
             trainable = sum(p.numel() for p in change.parameters().values())
             with writing(f"what {self.name} has learned", cache_dir()):
                 folder = keep(change, engine.base_fingerprint)
             if stop_after is None or result.steps < stop_after:
                 checkpoints.clear()
-        weights = Weights(self.name, folder, trainable, self.quantization)
-        return weights, asdict(self) | result.as_settings(), result
+        weights = Weights(self.name, folder, trainable, self.base_precision(artifact))
+        return weights, asdict(self) | result.as_settings() | outcome, result
 
-    def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
+    def metric_of(self, run: TrainingRun) -> Evaluate:
         """Measure the task's own metric on held-out rows with the weights as trained so far."""
         from rung.evaluation.scoring import cases, metric_of
 
-        metric = metric_of(artifact, data.folder)
-        live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).with_engine(engine)
+        metric = metric_of(run.artifact, run.data.folder)
+        weights = Weights(self.name, Path(LIVE), base=self.base_precision(run.artifact))
+        live = replace(run.artifact, weights=weights).with_engine(run.engine)
 
         def value() -> float:
-            scores = metric.scores(cases(held_out, live.answer(held_out, full=False)))
+            scores = metric.scores(cases(run.held_out, live.answer(run.held_out, full=False)))
             return sum(score.value for score in scores) / len(scores)
 
         return value
 
-    def _resolve_auto(
-        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
-    ) -> Self:
+    def _resolve_auto(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[Any], progress: Progress) -> Self:
         """Replace `auto` by numbers."""
         run = self
         if run.batch_size == "auto":
@@ -325,9 +384,7 @@ class FineTune(TrainConfig, Rung):
             run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
         return run
 
-    def _best_rate(
-        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
-    ) -> float:
+    def _best_rate(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[Any], progress: Progress) -> float:
         """The learning rate after whose first steps held-out training rows have the lowest loss."""
         import torch
 
@@ -379,9 +436,7 @@ class FineTune(TrainConfig, Rung):
     def _start(self, artifact: Artifact) -> Path | None:
         return weights_folder(Path(self.continue_from)) if self.continue_from else self.resumed_adapter(artifact)
 
-    def _fit_memory(
-        self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample], batch_size: int
-    ) -> Fit:
+    def _fit_memory(self, engine: TorchEngine, change: Change, rows: Sequence[Any], batch_size: int) -> Fit:
         """How many rows fit at once next to everything else that training keeps in memory."""
         from rung.training.memory import fit_memory, free_beside
 
@@ -389,9 +444,7 @@ class FineTune(TrainConfig, Rung):
         return fit_memory(engine.model, rows, batch_size, free=free)
 
     @contextmanager
-    def _with_micro_batch(
-        self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample]
-    ) -> Iterator[tuple[Self, Fit]]:
+    def _with_micro_batch(self, engine: TorchEngine, change: Change, rows: Sequence[Any]) -> Iterator[tuple[Self, Fit]]:
         """Train in forward passes that fit in memory while the block runs; yields settings that say how large."""
         fit = self._fit_memory(engine, change, rows, int(self.batch_size))
         if fit.checkpointing:

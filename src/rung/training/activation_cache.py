@@ -133,7 +133,7 @@ def _output_layer_loss(
 
     def loss(part: Sequence[TokenizedExample]) -> torch.Tensor:
         states = torch.cat([cache[start_of[row] : start_of[row] + row.supervised] for row in part])
-        return loss_of_states(model, states.to(model.device), targets_of(part).to(model.device), smoothing)
+        return loss_of_states(model, states.to(model.device), targets_of(part).to(model.device), smoothing).sum()
 
     return loss
 

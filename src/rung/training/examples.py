@@ -38,6 +38,7 @@ class TrainingReport:
     dropped: dict[str, list[str]] = field(default_factory=dict)  # for every reason, the `file:line` of rows left out
     truncated: dict[str, int] = field(default_factory=dict)  # tokens cut off a row's longest input, by `file:line`
     thoughts_left_out: int = 0  # turns whose thoughts are not trained on, as the model answers without any
+    dropped_demonstrations: int = 0  # left out so that rows fit
     turns_apart: int = 0  # assistant turns that are examples of their own (see `_Reader._with_turns`)
     examples: int = 0  # sequences trained on: a row has one for each of its answers
     tokens: int = 0  # of all examples
@@ -45,9 +46,11 @@ class TrainingReport:
     example: str = ""  # the text of the first example, the supervised part between `>>>` and `<<<`
     reached_share: float | None = None  # of the weights of the model's layers, that the method updates
 
-    def measure(self, examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
+    def measure(self, rows: Sequence[TokenizedExample | Completions], tokenizer: Tokenizer) -> None:
         """Count the examples that the rows became, and their tokens."""
+        examples = [example for row in rows for example in row.examples()]
         self.examples, self.tokens = len(examples), sum(map(len, examples))
+        self.dropped_demonstrations = sum(example.dropped_demonstrations for example in examples)
         if examples:
             counts = [example.supervised for example in examples]
             self.supervised = {"min": min(counts), "median": statistics.median(counts), "max": max(counts)}
@@ -103,6 +106,20 @@ class TrainingRow(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """How a row runs: the tokens that are read, and what their outputs predict.
+
+    A row is a trunk, which sees itself, and branches, each of which sees the trunk and itself.
+    """
+
+    tokens: tuple[int, ...]
+    branches: tuple[int, ...]  # of each token: 0 for the trunk, n for the n-th branch
+    positions: tuple[int, ...]  # of each token: a branch goes on from the end of the trunk
+    predictors: tuple[int, ...]  # the tokens whose output predicts a target, by their place
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizedExample:
     """One row as tokens, and which of them are supervised."""
 
@@ -133,8 +150,87 @@ class TokenizedExample:
         """The number of supervised tokens."""
         return sum(last - first for first, last in self.spans)
 
+    def examples(self) -> list[TokenizedExample]:
+        """Itself."""
+        return [self]
+
+    @property
+    def content(self) -> list[Any]:
+        """What identifies the row among others, as JSON values."""
+        return [self.tokens, self.spans]
+
+    def layouts(self) -> list[Layout]:
+        """The row as a trunk. Its last supervised token, and what follows it, is never read."""
+        tokens = self.tokens[: self.spans[-1][1] - 1]
+        predicted = [i for first, last in self.spans for i in range(first, last)]
+        targets = tuple(self.tokens[i] for i in predicted)
+        read = range(len(tokens))
+        return [Layout(tokens, (0,) * len(tokens), tuple(read), tuple(i - 1 for i in predicted), targets)]
+
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+JOINED = 1500  # times the prompt's tokens: the largest product of two branches' lengths for which they share a row
+
+
+@dataclass(frozen=True, slots=True)
+class Completions:
+    """One prompt with completions that a loss compares: their tokens are supervised, the prompt's are not."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    source: str  # `file:line`
+
+    def examples(self) -> list[TokenizedExample]:
+        """The prompt with each of its completions."""
+        return [TokenizedExample.answered(self.prompt, each, self.source) for each in self.completions]
+
+    @property
+    def supervised(self) -> int:
+        """One: the loss of such a row is one number, however long its completions are."""
+        return 1
+
+    @property
+    def content(self) -> list[Any]:
+        """What identifies the row among others, as JSON values."""
+        return [self.prompt, self.completions]
+
+    def after(self, prefix: Sequence[int]) -> Self:
+        """The row with `prefix` before it."""
+        return replace(self, prompt=(*prefix, *self.prompt))
+
+    def layouts(self) -> list[Layout]:
+        """The prompt as a trunk, with a branch for each completion; long completions get a trunk of their own.
+
+        Branches of a row cost attention to each other, which is masked. The prompt that they share costs all layers:
+        a token takes about 24 d^2 operations in a layer of width d, and two branches of r and s tokens attend to each
+        other in vain for 8 d r s. So with `JOINED` about 3 d, they share a row while r s < 3 d times the prompt's
+        length.
+        """
+        groups: list[list[tuple[int, ...]]] = []
+        for answer in self.completions:
+            beside = sum(map(len, groups[-1])) if groups else 0
+            if groups and beside * len(answer) <= JOINED * len(self.prompt):
+                groups[-1].append(answer)
+            else:
+                groups.append([answer])
+        return [self._layout(group) for group in groups]
+
+    def _layout(self, answers: Sequence[tuple[int, ...]]) -> Layout:
+        length = len(self.prompt)
+        tokens, branches, positions, predictors = list(self.prompt), [0] * length, list(range(length)), []
+        for branch, answer in enumerate(answers, 1):
+            predictors += [length - 1, *range(len(tokens), len(tokens) + len(answer) - 1)]
+            read = answer[:-1]
+            tokens += read
+            branches += [branch] * len(read)
+            positions += range(length, length + len(read))
+        targets = tuple(token for answer in answers for token in answer)
+        return Layout(tuple(tokens), tuple(branches), tuple(positions), tuple(predictors), targets)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions))
 
 
 def tokenize(
@@ -158,7 +254,42 @@ def tokenize(
     limit = engine.files.context - virtual_tokens
     reader = _Reader(artifact, engine, supervise, truncation, limit, TrainingReport() if report is None else report)
     rendered = artifact.render(rows, progress=progress)
-    return [example for row, text in zip(rows, rendered, strict=True) for example in reader.examples(row, text)]
+    answered = [[replace(row, outputs=(output,)) for output in row.outputs] for row in rows]
+    return [example for each, text in zip(answered, rendered, strict=True) for example in reader.examples(each, text)]
+
+
+def tokenize_answers(
+    artifact: Artifact, engine: LocalModel, answered: Sequence[Sequence[Example]], *,
+    truncation: Truncation = "error", report: TrainingReport, progress: Progress = QUIET,
+) -> list[Completions]:  # fmt: skip
+    """Turn answers to some inputs into tokens as `tokenize` does: each item holds examples with the same inputs.
+
+    What is dropped is counted in `report`: inputs that are too long, and answers that the artifact cannot write, such
+    as a text that is none of its labels.
+
+    Raises:
+        TrainingError: an answer has no tokens, or a row does not fit the model's context.
+    """
+    labels = set(artifact.signature.labels) if artifact.decoder.label_texts or artifact.decoder.scored_texts else None
+    kept = []
+    for each in answered:
+        if labels is not None and any(row.outputs[0] not in labels for row in each):
+            report.rows += 1
+            report.dropped.setdefault("an answer that is none of the labels", []).append(each[0].source)
+        else:
+            kept.append(each)
+    limit = engine.files.context - artifact.weights.virtual_tokens
+    reader = _Reader(artifact, engine, "last", truncation, limit, report)
+    rendered = artifact.render([each[0] for each in kept], progress=progress)
+    rows = []
+    for each, text in zip(kept, rendered, strict=True):
+        if examples := reader.examples(each, text):
+            prompt = examples[0].prompt
+            if any(example.prompt != prompt for example in examples):
+                report.dropped.setdefault("only one of its answers has thoughts", []).append(each[0].source)
+                continue
+            rows.append(Completions(prompt, tuple(e.tokens[len(prompt) :] for e in examples), each[0].source))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +303,20 @@ class _Reader:
     limit: int
     report: TrainingReport
 
-    def examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
-        """The examples of a row, which fit the context."""
+    def examples(self, answered: Sequence[Example], rendered: Rendered) -> list[TokenizedExample]:
+        """The examples of a row, which fit the context; it is given once for each of its answers."""
         self.report.rows += 1
-        examples = self._read(row, rendered)
+        source = answered[0].source
+        examples = self._read(answered, rendered)
         if self._excess(examples) > 0 and self.truncation == "truncate_input":
-            examples = self._truncated(row, examples)
+            examples = self._truncated(answered, examples)
         elif self._excess(examples) > 0 and self.truncation == "drop":
-            self.report.dropped.setdefault(TOO_LONG, []).append(row.source)
+            self.report.dropped.setdefault(TOO_LONG, []).append(source)
             return []
         if (excess := self._excess(examples)) > 0:
             context = self.engine.files.context
             virtual = f"after {context - self.limit} virtual ones " if self.limit < context else ""
-            why = f"{row.source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}"
+            why = f"{source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}"
             hint = "shorten the row, or set the rung's `truncation` to drop such rows or to truncate their input"
             raise TrainingError("context-overflow", why, hint=hint)
         self.report.turns_apart += sum(example.apart for example in examples)
@@ -193,8 +325,9 @@ class _Reader:
     def _excess(self, examples: Sequence[TokenizedExample]) -> int:
         return max(map(len, examples)) - self.limit
 
-    def _truncated(self, row: Example, examples: list[TokenizedExample]) -> list[TokenizedExample]:
+    def _truncated(self, answered: Sequence[Example], examples: list[TokenizedExample]) -> list[TokenizedExample]:
         """Cut the tokens that the row has too many, and more while it is still too long or nothing is left."""
+        row = answered[0]
         shown = [name for name in placeholders(self.artifact.prompt.template) if isinstance(row.inputs.get(name), str)]
         if self.artifact.prompt.chat_column is not None or not shown:
             return examples  # a conversation has no column to cut
@@ -202,34 +335,36 @@ class _Reader:
         longest = max(shown, key=lengths.__getitem__)
         keep, text = lengths[longest], row.inputs[longest]
         while (excess := self._excess(examples)) > 0 and (keep := keep - excess) > 0:
-            cut = replace(row, inputs={**row.inputs, longest: self.engine.tokenizer.beginning(text, keep)})
-            examples = self._read(cut, self.artifact.render([cut])[0])
+            inputs = {**row.inputs, longest: self.engine.tokenizer.beginning(text, keep)}
+            cut = [replace(each, inputs=inputs) for each in answered]
+            examples = self._read(cut, self.artifact.render(cut[:1])[0])
         if excess <= 0:
             self.report.truncated[row.source] = lengths[longest] - keep
         return examples
 
-    def _read(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
+    def _read(self, answered: Sequence[Example], rendered: Rendered) -> list[TokenizedExample]:
         try:
-            return self._examples(row, rendered)
+            return self._examples(answered, rendered)
         except ModelError as error:
             if error.code != "chat-template-refused":
                 raise
-            raise refused_row([row], [rendered.messages], self.engine.tokens) or error from None
+            raise refused_row(answered[:1], [rendered.messages], self.engine.tokens) or error from None
 
-    def _examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
+    def _examples(self, answered: Sequence[Example], rendered: Rendered) -> list[TokenizedExample]:
         messages, column = rendered.messages, self.artifact.prompt.chat_column
         asked = self.engine.tokens(messages)
         examples = []
-        for output in row.outputs:
+        for row in answered:
             if row.turn is not None and column is not None:
                 prompt, answer = self._written(messages, cast("Message", row.turn), row.source)
             else:
-                prompt, answer = asked, self._answer(completion(self.artifact, row, output, rendered.passages))
+                target = completion(self.artifact, row, row.outputs[0], rendered.passages)
+                prompt, answer = asked, self._answer(target)
             if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("bad-row", f"{row.source}: the answer is empty: nothing to learn")
             examples.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))
         if column is not None and self.supervise != "last":
-            return [turn for example in examples for turn in self._with_turns(example, messages, row)]
+            return [turn for example in examples for turn in self._with_turns(example, messages, answered[0])]
         return examples
 
     def _written(self, before: Messages, turn: Message, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

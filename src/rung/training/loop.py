@@ -19,7 +19,7 @@ from rung.training.checkpoints import Checkpoints, RunState
 from rung.training.config import TrainConfig
 from rung.training.examples import TrainingRow, epoch_batches
 from rung.training.kernels import recomputed_gates
-from rung.training.loss import AnswerLoss, Loss, packed_layers
+from rung.training.loss import AnswerLoss, Loss, StepLoss, packed_layers
 from rung.training.optimizers import embeddings, make_optimizer, optimizer_state, restore_optimizer_state
 from rung.training.precision import MatmulDtype, matmul_dtype, matmul_precision
 
@@ -35,9 +35,10 @@ Evaluate = Callable[[], float]  # the task's own metric on held-out rows, larger
 class TrainResult:
     """What a training run did."""
 
-    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss per supervised token)
+    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss per target)
     norms: list[float] = field(default_factory=list)  # of each step's gradient, before clipping
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, metric)
+    measures: list[dict[str, float]] = field(default_factory=list)  # what a `StepLoss` measured, step by step
     best: int = 0  # step with the best metric, whose weights are kept; 0 without evaluations
     steps: int = 0  # optimizer steps taken
     tokens: int = 0  # read; a shared prefix counts for every row
@@ -51,6 +52,8 @@ class TrainResult:
             "losses": [list(point) for point in self.losses], "training_seconds": self.seconds,
             "training_tokens": self.tokens, "peak_memory_bytes": self.memory_bytes, "matmul_dtype": self.matmul_dtype,
         }  # fmt: skip
+        if self.measures:
+            settings["measures"] = self.measures
         if self.evaluations:
             settings |= {"evaluations": [list(point) for point in self.evaluations], "best_step": self.best}
         return settings
@@ -63,8 +66,9 @@ def train(
 ) -> TrainResult:  # fmt: skip
     """Train a change of a base model's weights; the base model's own weights stay as they are.
 
-    The loss of a step is the mean over all supervised tokens of its batch, however the batch is cut into forward
-    passes. So long answers do not count less, and accumulated gradients are those of the whole batch.
+    The loss of a step is the mean over all targets of its batch (supervised tokens; pairs, for preferences), however
+    the batch is cut into forward passes. So long answers do not count less, and accumulated gradients are those of the
+    whole batch.
 
     The `learning_rate` and `batch_size` of `config` are numbers. `loss` sums over some rows; by default over their
     supervised tokens. `evaluate` is called after each epoch with the change switched on, and the weights of the best
@@ -126,7 +130,7 @@ class _Run:
         if result.steps:
             progress.advance(result.steps, note="resumed")
         while result.steps < last:
-            batch = [self.rows[i] for i in self.batches[result.steps]]
+            batch = self._batch(result.steps)
             self._step(batch)
             result.tokens += sum(map(len, batch))
             on_gpu = self.model.device.type == "cuda"
@@ -149,8 +153,17 @@ class _Run:
             outcome += f", best {max(value for _, value in result.evaluations):.3f} after step {result.best}"
         progress.finish(outcome)
 
+    def _batch(self, step: int) -> Sequence[TrainingRow]:
+        """The rows of a step."""
+        batch: Sequence[TrainingRow] = [self.rows[i] for i in self.batches[step]]
+        if isinstance(self.loss, StepLoss):
+            with matmul_precision(self.result.matmul_dtype):
+                batch = self.loss.begin(batch, step)
+            self.change.enable()
+        return batch
+
     def _step(self, batch: Sequence[TrainingRow]) -> None:
-        """Take one optimizer step."""
+        """Take one optimizer step; without rows, as where all answers are equally good, nothing moves."""
         self.model.train()
         step, steps = len(self.result.losses), len(self.batches)
         for group in self.optimizer.param_groups:
@@ -158,7 +171,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         supervised = sum(row.supervised for row in batch)
         total = 0.0
-        size = self.config.micro_batch_size or len(batch)
+        size = self.config.micro_batch_size or max(1, len(batch))
         # Around the backward pass too: gradient checkpointing runs layers again.
         with matmul_precision(self.result.matmul_dtype), packed_layers(self.model):
             for first in range(0, len(batch), size):
@@ -170,8 +183,11 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
         self.result.losses.append((step + 1, total))
         self.result.norms.append(float(norm))
+        if isinstance(self.loss, StepLoss):
+            self.result.measures.append(self.loss.measured())
         self._check(total, float(norm))
-        self.optimizer.step()
+        if batch:
+            self.optimizer.step()
         self.change.stepped(step + 1, steps)
         self.result.steps = step + 1
 

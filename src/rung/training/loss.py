@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from transformers import AttentionInterface
 from rung.engines.apart import runs_apart
 from rung.engines.label_trie import common_prefix
 from rung.engines.tree_scoring import attending, layer_masks
-from rung.training.examples import TokenizedExample
+from rung.training.examples import Completions, TokenizedExample
 from rung.training.precision import attention_in_float32
 
-# ---- packed rows: no padding anywhere, and the prefix that all prompts share runs once
+# ---- packed rows: no padding anywhere, and what rows share runs once
 #
-# The packed sequence is the shared prefix, followed by each row's own tokens. Every layer but attention treats tokens
-# one by one, so it sees exactly the tokens there are. Attention lets each row see the prefix and itself.
+# The packed sequence is the prefix that all prompts share, followed by each row's own tokens: those of its prompt, then
+# those of its completions (see `Layout`). Every layer but attention treats tokens one by one, so it sees exactly the
+# tokens there are. Attention lets each token see the prefix, its own branch, and the trunk that the branch grows from.
 
 ATTENTION = "rung_packed"
 
@@ -45,47 +47,52 @@ class Packed:
 
     def dense_mask(self) -> torch.Tensor:
         """What each token of the sequence attends to, shape [1, T, T]."""
-        total, width = self.ids.shape[1], len(self.gather) // self.rows
-        row = torch.cat([torch.full((self.shared,), -1, device=self.ids.device), self.scatter // width])
-        causal = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
-        return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None]
+        total, width, shared = self.ids.shape[1], len(self.gather) // self.rows, self.shared
+        dense = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
+        row = self.scatter // width
+        own = self.mask[:, 0, :, shared:].flatten(0, 1)[self.scatter]  # [T - shared, L]
+        dense[shared:, shared:] = (row[:, None] == row[None, :]) & own[:, self.scatter % width]
+        return dense[None]
 
 
-def pack(part: Sequence[TokenizedExample], device: Any, *, share_prefix: bool = True) -> Packed:
-    """Pack a batch. A row's last supervised token, and what follows it, is never read.
+def pack(part: Sequence[TokenizedExample | Completions], device: Any, *, share_prefix: bool = True) -> Packed:
+    """Pack a batch.
 
     With `share_prefix`, the prompts' common prefix runs once: not exact where the computation is random (dropout).
     """
     prompts = [row.prompt for row in part]
     shared = common_prefix(prompts) if share_prefix and len(prompts) > 1 else 0
-    own = [row.tokens[shared : row.spans[-1][1] - 1] for row in part]
+    layouts = [layout for row in part for layout in row.layouts()]
+    own = [layout.tokens[shared:] for layout in layouts]
     lengths = torch.tensor([len(tokens) for tokens in own])
     starts = lengths.cumsum(0) - lengths
-    width = int(lengths.max())
-    column = torch.arange(width)
+    width, column = int(lengths.max()), torch.arange(int(lengths.max()))
     real = column < lengths[:, None]
     gather = torch.where(real, starts[:, None] + column, 0)
-    mask = torch.ones(len(part), 1, width, shared + width, dtype=torch.bool)
+    mask = torch.ones(len(own), 1, width, shared + width, dtype=torch.bool)
     mask[:, :, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()  # only padding reads padding
-    # A row's token t is at position start + t of the sequence; the token before it predicts it.
+    for number, layout in enumerate(layouts):
+        if layout.branches[-1]:
+            branch = torch.tensor(layout.branches[shared:])
+            sees = (branch[:, None] == branch) | (branch == 0)
+            mask[number, 0, : len(branch), shared : shared + len(branch)] &= sees
+    # A row's token t is at position start + t of the sequence.
     supervised = [
-        torch.arange(first, last) + start - 1
-        for row, start in zip(part, starts.tolist(), strict=True)
-        for first, last in row.spans
+        torch.tensor(layout.predictors) + start for layout, start in zip(layouts, starts.tolist(), strict=True)
     ]
-    positions = torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])
+    positions = torch.tensor([*range(shared), *(at for layout in layouts for at in layout.positions[shared:])])
     return Packed(
         ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
         positions=positions[None].to(device), supervised=torch.cat(supervised).to(device),
         targets=targets_of(part).to(device), shared=shared, lengths=lengths.to(device),
         gather=gather.flatten().to(device), scatter=torch.nonzero(real.flatten())[:, 0].to(device),
-        rows=len(part), mask=mask.to(device),
+        rows=len(own), mask=mask.to(device),
     )  # fmt: skip
 
 
-def targets_of(part: Sequence[TokenizedExample]) -> torch.Tensor:
+def targets_of(part: Sequence[TokenizedExample | Completions]) -> torch.Tensor:
     """The supervised tokens of a batch, shape [S]."""
-    return torch.tensor([t for row in part for first, last in row.spans for t in row.tokens[first:last]])
+    return torch.tensor([t for row in part for layout in row.layouts() for t in layout.targets])
 
 
 def packed_attention(
@@ -108,15 +115,17 @@ def packed_attention(
         if shared:
             head_query, head_key, head_value = (states[:, :, :shared] for states in (query, key, value))
             if window is not None and shared > window:
-                head = attend(head_query, head_key, head_value, attn_mask=_within(shared, shared, window, query.device))
+                before = torch.arange(shared, device=query.device)
+                head = attend(head_query, head_key, head_value, attn_mask=_within(before, before, window))
             else:
                 head = attend(head_query, head_key, head_value, is_causal=True)
             own_key = torch.cat([head_key.expand(rows, -1, -1, -1), own_key], 2)
             own_value = torch.cat([head_value.expand(rows, -1, -1, -1), own_value], 2)
-        width, total = own_query.shape[2], own_key.shape[2]
         mask = packing.mask
-        if window is not None and total > window:
-            mask = mask & _within(width, total, window, query.device)
+        if window is not None and own_key.shape[2] > window:
+            position = packing.positions[0]
+            own = position[shared:].index_select(0, packing.gather).view(rows, 1, -1)
+            mask = mask & _within(own, torch.cat([position[:shared].expand(rows, 1, -1), own], 2), window)
         out = attend(own_query, own_key, own_value, attn_mask=mask)
         flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
         return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
@@ -124,10 +133,9 @@ def packed_attention(
     return attention_in_float32(attended, query, key, value), None
 
 
-def _within(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
-    """Which of the first `keys` positions the last `queries` of them see, shape [queries, keys]."""
-    position = torch.arange(keys, device=device)
-    back = position[keys - queries :, None] - position
+def _within(queries: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
+    """Which keys, at these positions, a window lets the queries see, shape [..., queries, keys]."""
+    back = queries[..., :, None] - keys[..., None, :]
     return (back >= 0) & (back < window)
 
 
@@ -154,9 +162,30 @@ def _attention(model: Any) -> str:
 
 # ---- the loss
 
-Loss = Callable[[Sequence[Any]], torch.Tensor]  # of some rows, summed over their supervised tokens, with gradients
+Loss = Callable[[Sequence[Any]], torch.Tensor]  # of some rows, summed over their targets, with gradients
 CHUNK = 512  # tokens whose logits exist at once
 _SPLIT_LOGITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether `_logits` is right, by model
+
+
+class StepLoss(ABC):
+    """A loss that takes part in every step: it prepares the step's rows, and measures what the step did."""
+
+    @abstractmethod
+    def __call__(self, part: Sequence[Any]) -> torch.Tensor:
+        """Compute the loss of some rows, summed over their targets."""
+
+    def begin(self, rows: Sequence[Any], step: int) -> Sequence[Any]:
+        """Give the rows to train on in a step, counted from 0, made with the weights as they are before it."""
+        del step
+        return rows
+
+    @abstractmethod
+    def measured(self) -> dict[str, float]:
+        """Give means of what was measured since the last call."""
+
+    def outcome(self) -> dict[str, Any]:
+        """Say what the artifact records of the run, as JSON values; called once it is trained."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +211,19 @@ class AnswerLoss:
     def of(self, packed: Packed) -> torch.Tensor:
         """Compute the loss of a packed batch."""
         # `splits_logits` may run a few tokens: before the noise is on.
-        values, split = inputs(self.model, packed), splits_logits(self.model)
+        splits_logits(self.model)
         with _noise(self.model, packed, self.neftune_alpha):
-            if not split:
-                logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
-                return _cross_entropy(logits, packed.targets, self.label_smoothing)
-            states = self.model.get_decoder()(**values).last_hidden_state
-        supervised = states[0].index_select(0, packed.supervised)
-        return loss_of_states(self.model, supervised, packed.targets, self.label_smoothing)
+            return token_losses(self.model, packed, self.label_smoothing).sum()
+
+
+def token_losses(model: Any, packed: Packed, smoothing: float = 0.0) -> torch.Tensor:
+    """The cross-entropy of every supervised token of a packed batch, shape [S]."""
+    values = inputs(model, packed)
+    if not splits_logits(model):
+        logits = model(**values, logits_to_keep=packed.supervised).logits[0]
+        return _cross_entropy(logits, packed.targets, smoothing)
+    states = model.get_decoder()(**values).last_hidden_state
+    return loss_of_states(model, states[0].index_select(0, packed.supervised), packed.targets, smoothing)
 
 
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
@@ -204,7 +238,7 @@ def inputs(model: Any, packed: Packed) -> dict[str, Any]:
 
 
 def loss_of_states(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Sum the cross-entropy of `targets` [S] given the last hidden states [S, hidden size].
+    """Compute the cross-entropy of each of `targets` [S] given the last hidden states [S, hidden size].
 
     Logits are computed for some tokens at a time, and again for the gradient, so that their memory is bounded.
     """
@@ -215,7 +249,7 @@ def loss_of_states(model: Any, states: torch.Tensor, targets: torch.Tensor, smoo
     if len(targets) <= CHUNK:
         return chunk_loss(states, targets)
     chunks = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    return torch.cat([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def splits_logits(model: Any) -> bool:
@@ -248,7 +282,7 @@ def _logits(model: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+    return cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
 
 @contextmanager

@@ -395,6 +395,21 @@ def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield values["example"]
 
 
+def told_apart_line(values: Mapping[str, Any]) -> str:
+    """How well a rung that learned from preferences tells answers apart, from what its artifact records."""
+    share = f"{100 * values['accuracy']:.0f} % [{100 * values['low']:.0f}, {100 * values['high']:.0f}]"
+    if "pairs" not in values:
+        return f"{share} of {values['answers']:,} {values['rows']} answers moved in the right direction"
+    before, after = (f"{100 * values[name]:.0f} %" for name in ("likelier_before", "likelier_after"))
+    text = (
+        f"{share} of {values['pairs']:,} {values['rows']} pairs moved in the right direction; the better answer is the"
+    )
+    text += f" likelier one in {after}, before in {before}"
+    if (change := values["chosen_change"]) < 0:
+        text += f"; better answers lost {-change:.1f} nats: they are written less often than before, so raise `nll`"
+    return text
+
+
 def _places(sources: Sequence[str], count: int) -> str:
     return ", ".join(sources) + (", ..." if count > len(sources) else "")
 
