@@ -41,4 +41,19 @@ def test_of_unknown_length_nothing_is_left(clock, capsys):
     clock[0] = 10.0
     shown.advance(7)
     shown.finish()
-    assert capsys.readouterr().err.splitlines() == ["reading: 7", "reading: 7 in 10 s"]
+    assert capsys.readouterr().err.splitlines() == ["reading ...", "reading: 7", "reading: 7 in 10 s"]
+
+
+def test_a_silent_step_is_announced_also_inside_another(clock, capsys):
+    shown = TerminalProgress()
+    shown.start("answering", 100)
+    assert capsys.readouterr().err == ""
+    shown.start("exporting a model, once")
+    assert capsys.readouterr().err == "exporting a model, once ...\n"
+    clock[0] = 70.0
+    shown.finish()
+    shown.finish()
+    shown.start("downloading")
+    clock[0] = 80.0
+    shown.finish()
+    assert capsys.readouterr().err.splitlines()[1:] == ["downloading ...", "downloading: 10 s"]

@@ -64,11 +64,16 @@ class TerminalProgress:
         self._write(text, end="\n")
 
     def start(self, label: str, total: int | None = None) -> None:
-        """Begin a step; a step inside a step (embedding during scoring) stays silent."""
+        """Begin a step; a counted step inside a step (embedding during scoring) stays silent.
+
+        A step of unknown length (a download, an export) may take minutes, so it is announced wherever it begins.
+        """
         self._nested += 1
         if self._nested == 1:
             self._label, self._total, self._done, self._note = label, total or 0, 0, ""
             self._start = self._shown = time.monotonic()
+        if total is None:
+            self._write(f"{label} ...", end="" if self._live and self._nested == 1 else "\n")
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count units as done."""
@@ -91,7 +96,8 @@ class TerminalProgress:
             return
         took = time.monotonic() - self._start
         if took >= 1.0:
-            text = f"{self._label}: {self._done or self._total} in {_duration(took)}"
+            count = self._done or self._total
+            text = f"{self._label}: {count} in {_duration(took)}" if count else f"{self._label}: {_duration(took)}"
             self._write(f"{text}, {note}" if note else text, end="\n")
         elif self._live:
             self._write("", end="")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from rung.artifact.artifact import Artifact
 from rung.artifact.heads import Head
 from rung.cli.main import app
+from rung.cli.serve import _is_model
 from rung.errors import ConfigError
 from rung.serving.access import KeyRing
 
@@ -52,6 +53,15 @@ def test_a_server_that_must_not_start_does_not(arguments, code):
     assert refused.value.code == code
 
 
+def test_arguments_that_name_models_are_told_from_artifacts(tiny_folder, tmp_path):
+    for model in ("embedded", "embedded-encoder", "builtin:qwen2.5-coder-0.5b", str(tiny_folder), "some/model.gguf",
+                  "nobody-here/model", "http://localhost:1/v1#m"):  # fmt: skip
+        assert _is_model(model), model
+    (tmp_path / "runs").mkdir()
+    for artifact in ("runs", f"{tmp_path}/runs/missing", "name=folder", "task.yaml"):
+        assert not _is_model(artifact), artifact
+
+
 def test_the_command_serves_records_and_ends(zero, tmp_path):
     """A head on the sentence encoder: the one artifact that needs no torch, here as in production."""
     weight = np.random.default_rng(0).normal(size=(len(zero.signature.labels), 384)).astype(np.float32)
@@ -60,7 +70,8 @@ def test_the_command_serves_records_and_ends(zero, tmp_path):
     folder = artifact.save(tmp_path / "head")
     store = tmp_path / "failures.db"
     command = [
-        sys.executable, "-m", "rung", "serve", f"intents={folder}", "--encoder", "embedded-encoder", "--port", "0",
+        sys.executable, "-m", "rung", "serve", f"intents={folder}", "embedded-encoder", "--port", "0",
+        "--alias", "ada=embedded-encoder",
         "--capture", "on", "--store", str(store), "--quiet",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -73,8 +84,10 @@ def test_the_command_serves_records_and_ends(zero, tmp_path):
         np.testing.assert_allclose(
             [one["confidence"] for one in answer["predictions"]], [one.confidence for one in wanted], rtol=1e-5
         )
-        vectors = httpx.post(f"{url}/embeddings", json={"model": "embedded-encoder", "input": texts}, timeout=60).json()
+        vectors = httpx.post(f"{url}/embeddings", json={"model": "ada", "input": texts}, timeout=60).json()
         assert [len(one["embedding"]) for one in vectors["data"]] == [384, 384]
+        listed = [one["id"] for one in httpx.get(f"{url}/models").json()["data"]]
+        assert listed == ["embedded-encoder", "intents", "ada"]
         identity = answer["predictions"][0]["id"]
         said = httpx.post(f"{url}/feedback", json={"id": identity, "thumb": "down"}, timeout=60)
         assert said.status_code == 201

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self, cast
@@ -185,18 +185,18 @@ class Artifact:
 
     # ---- running
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return open_engine(self.model, self.engine, quantization=self.weights.base)
-
-    def open(self) -> Engine:
+    def open(self, progress: Progress = QUIET) -> Engine:
         """Give the engine that runs this artifact; the first call loads it."""
-        return self._engine
+        if "_engine" not in vars(self):
+            quantization = self.weights.base
+            vars(self)["_engine"] = open_engine(self.model, self.engine, quantization=quantization, progress=progress)
+        engine: Engine = vars(self)["_engine"]
+        return engine
 
     def with_engine(self, engine: Engine) -> Self:
         """Copy the artifact with this engine, already open."""
         copy = replace(self)
-        vars(copy)["_engine"] = engine  # where the cached property keeps it
+        vars(copy)["_engine"] = engine
         return copy
 
     def prompt_variants(self) -> tuple[Self, ...]:

@@ -38,7 +38,10 @@ def run(
             message = f"--engine {engine} has no effect: this artifact does not answer with a language model"
             raise ConfigError("bad-option", message, hint="leave --engine out")
         loaded = replace(loaded, engine=engine)
-    answer = loaded.predict([_row(loaded, text)])[0]
+    progress = options.progress(quiet=json)
+    if loaded.decoder.uses_llm:
+        loaded.open(progress)  # at the first time it downloads and exports the model
+    answer = loaded.predict([_row(loaded, text)], progress=progress)[0]
     render.dropped(answer)
     values = answer_values(loaded, answer)
     if answer.dropped_demonstrations:

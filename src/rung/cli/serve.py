@@ -28,10 +28,14 @@ keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=
 def serve(
     artifacts: Annotated[
         list[str] | None,
-        Argument(help="Artifacts, or tasks with documents and no rows; NAME=FOLDER names it.", metavar="ARTIFACT..."),
+        Argument(help="Artifacts, base models, or tasks with documents and no rows; NAME=FOLDER names it.",
+                 metavar="ARTIFACT..."),
     ] = None,
     model: Annotated[list[str] | None, Option(help="Serve this base model as well.")] = None,
     encoder: Annotated[list[str] | None, Option(help="Serve this sentence encoder as well.")] = None,
+    alias: Annotated[
+        list[str] | None, Option(help="One more name of what is served.", metavar="NAME=SERVED")
+    ] = None,
     long_texts: Annotated[
         str, Option(help="What encoders do with texts beyond their limit: refuse, or window.")
     ] = "refuse",
@@ -88,6 +92,8 @@ def serve(
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
         _load(served, artifacts or [], model or [], encoder or [], engine, beyond, options.progress(quiet))
         with _capturing(served, capture, sample, store, patterns, registry) as wiring:
+            for name, target in options.pairs("--alias", alias, "gpt-4o-mini=embedded"):
+                served.alias(name, target)
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from, conversation=policy,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
@@ -139,7 +145,15 @@ def _load(
     progress: Progress,
 ) -> None:
     from rung.climbing.trust import permits_of
+    from rung.models.checkpoint import is_encoder
+    from rung.models.reference import is_endpoint, resolve
 
+    for text in artifacts:
+        if not _is_model(text):
+            continue
+        options.named(text)
+        embeds = not is_endpoint(text) and is_encoder(resolve(text, progress=progress))
+        (encoders if embeds else models).append(text)
     for reference in models:
         options.named(reference)
         served.add_model(reference, engine=engine, progress=progress)
@@ -147,6 +161,8 @@ def _load(
         options.named(reference)
         served.add_encoder(reference, long_texts=long_texts, progress=progress)
     for text in artifacts:
+        if _is_model(text):
+            continue
         named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)
         if not options.is_task_file(Path(folder)):
@@ -157,6 +173,21 @@ def _load(
             served.load(
                 options.artifact_or_asking(Path(folder)).save(Path(scratch) / "asking"), name, progress=progress
             )
+
+
+def _is_model(text: str) -> bool:
+    """Say whether an argument names a base model or an encoder, as people write `serve MODEL`, and no artifact."""
+    from rung.artifact.files import MANIFEST
+    from rung.models import embedded
+    from rung.models.reference import hub_name, is_cached, is_endpoint
+
+    path = Path(text)
+    if path.is_dir():
+        return (path / "config.json").is_file() and not (path / MANIFEST).is_file()
+    if embedded.find(text) is not None or is_endpoint(text) or path.suffix.lower() == ".gguf":
+        return True
+    # Without a folder of that name, ORG/NAME is a Hub id; with the parent folder there, it is a misspelled path.
+    return hub_name(text) is not None and (is_cached(text) or not path.parent.is_dir())
 
 
 @keys.command("create")

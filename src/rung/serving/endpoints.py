@@ -32,13 +32,16 @@ NewName = Annotated[str, PathPart(pattern=r"^\w[\w.:-]{0,127}$", description="Le
 @router.get("/models")
 async def models(context: Context) -> Response:
     """List what is served: base models, encoders and artifacts."""
-    return JSONResponse({"object": "list", "data": [_described(each) for each in context.server.served.all()]})
+    served = context.server.served
+    listed = [_described(each) for each in served.all()]
+    listed += [_described(context.server.find(name)) | {"id": name} for name in served.aliases]
+    return JSONResponse({"object": "list", "data": listed})
 
 
 @router.get("/models/{model:path}")
 async def model(model: str, context: Context) -> Response:
     """Describe one of them."""
-    return JSONResponse(_described(context.server.find(model)))
+    return JSONResponse(_described(context.server.find(model)) | {"id": model})
 
 
 @rung_router.put("/artifacts/{name}")

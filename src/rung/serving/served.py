@@ -95,10 +95,20 @@ class Served:
     _bases: dict[tuple[str, str, str], ServedModel] = field(default_factory=dict)
     _names: dict[str, Servable] = field(default_factory=dict)
     _loading: threading.Lock = field(default_factory=threading.Lock)
+    aliases: dict[str, str] = field(default_factory=dict)  # more names, of what has another; see `alias`
 
     def find(self, name: str) -> Servable | None:
-        """Look up a name."""
-        return self._names.get(name)
+        """Look up a name or an alias."""
+        return self._names.get(self.aliases.get(name, name))
+
+    def alias(self, name: str, target: str) -> None:
+        """Serve what is served as `target` under one more name, such as one that a client has built in."""
+        if target not in self._names:
+            known = ", ".join(map(repr, self._names))
+            raise ConfigError("unknown-name", f"nothing is served as {target!r}", hint=f"there are {known}")
+        if self.find(name) is not None:
+            raise ConfigError("duplicate-name", f"{name!r} is already served", hint="choose another alias")
+        self.aliases = {**self.aliases, name: target}
 
     def all(self) -> list[Servable]:
         """List everything that is served, oldest first."""
