@@ -10,7 +10,6 @@ final vectors.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -155,9 +154,7 @@ class FineTunedEncoder(Rung):
         from rung.training.encoder import LabelLoss
         from rung.training.loop import train
 
-        began = time.perf_counter()
         trained.set_head(*self._fit_head(trained, rows, labels, progress))
-        prepared = time.perf_counter() - began
 
         def accuracy() -> float:
             with torch.no_grad():
@@ -179,5 +176,4 @@ class FineTunedEncoder(Rung):
             loss=LabelLoss(trained, rows, self.contrast, self.temperature), checkpoints=checkpoints, progress=progress,
             evaluate=accuracy if held_out else None,
         )  # fmt: skip
-        result.seconds += prepared
         return result, checkpoints

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -335,10 +334,8 @@ class FineTune(TrainConfig, Rung):
         with self._on_model(engine, artifact) as change:
             rows = [row.after(change.prefix) for row in rows]
             with self._with_micro_batch(engine, change, rows) as (config, fit):
-                began = time.perf_counter()
                 run = TrainingRun(engine, artifact, change, started, rows, held_out, data, config, fit.free)
                 rows, loss, evaluate = self.objective(run, progress)
-                prepared = time.perf_counter() - began
                 result = train(
                     engine.model, change, rows, config, loss=loss, checkpoints=checkpoints, stop_after=stop_after,
                     evaluate=evaluate, progress=progress,
@@ -349,7 +346,6 @@ class FineTune(TrainConfig, Rung):
                 if told := outcome.get("answers_told_apart"):
                     progress.start("answers told apart")
                     progress.finish(told_apart_line(told))
-            result.seconds += prepared
             trainable = sum(p.numel() for p in change.parameters().values())
             with writing(f"what {self.name} has learned", cache_dir()):
                 folder = keep(change, engine.base_fingerprint)

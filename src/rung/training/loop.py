@@ -42,15 +42,14 @@ class TrainResult:
     best: int = 0  # step with the best metric, whose weights are kept; 0 without evaluations
     steps: int = 0  # optimizer steps taken
     tokens: int = 0  # read; a shared prefix counts for every row
-    seconds: float = 0.0
     memory_bytes: int = 0  # peak resident memory of the process (of the device, on CUDA)
     matmul_dtype: MatmulDtype = "float32"  # the type in which float32 matrices were multiplied
 
     def as_settings(self) -> dict[str, Any]:
-        """What the artifact records of the run."""
+        """What the artifact records of the run: nothing that differs when it is repeated, such as times."""
         settings: dict[str, Any] = {
-            "losses": [list(point) for point in self.losses], "training_seconds": self.seconds,
-            "training_tokens": self.tokens, "peak_memory_bytes": self.memory_bytes, "matmul_dtype": self.matmul_dtype,
+            "losses": [list(point) for point in self.losses], "training_tokens": self.tokens,
+            "matmul_dtype": self.matmul_dtype,
         }  # fmt: skip
         if self.measures:
             settings["measures"] = self.measures
@@ -124,7 +123,7 @@ class _Run:
         result, steps = self.result, len(self.batches)
         last = min(steps, stop_after) if stop_after is not None else steps
         per_epoch = steps // self.config.epochs
-        began, seconds_before, tokens_before = time.perf_counter(), result.seconds, result.tokens
+        began, tokens_before = time.perf_counter(), result.tokens
         out_of_patience = False
         progress.start("training", steps)
         if result.steps:
@@ -142,7 +141,6 @@ class _Run:
             if evaluate is not None and result.steps % per_epoch == 0 and self._out_of_patience(evaluate):
                 out_of_patience = True
                 break
-            result.seconds = seconds_before + time.perf_counter() - began
             self._checkpoint(force=result.steps == stop_after)
         if self.best and (result.steps == steps or stop_after is None or out_of_patience):
             with torch.no_grad():
