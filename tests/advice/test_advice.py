@@ -8,7 +8,7 @@ import pytest
 from rung.advice import Advice, advise, latest_run
 from rung.advice.facts import Facts, ModelFacts, gather, model_facts
 from rung.advice.rules import RULES, walk
-from rung.data.spec import Needs
+from rung.data.sections import Needs
 from rung.machine import Machine
 from rung.rungs import names, registered
 from rung.task import Task

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from rung.data.spec import DataSource, MachineSpec, Needs, Output
+from rung.data.sections import MachineSpec, Needs
+from rung.data.spec import DataSource, Output
 from rung.engines.api_options import ApiOptions
 from rung.evaluation.prices import Prices, order_of_cheaper, price_per_row, token_money
 from rung.evaluation.result import Prediction

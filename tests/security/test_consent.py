@@ -17,7 +17,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import write_manifest
 from rung.cli.main import main
 from rung.climbing.trust import permits_of
-from rung.data.spec import McpServer
+from rung.data.sections import McpServer
 from rung.engines.api import ApiEngine
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import GenerateRequest, Sampling

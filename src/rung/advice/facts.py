@@ -9,7 +9,7 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from rung.data.rows import Data, labels_of
-from rung.data.spec import Needs
+from rung.data.sections import Needs
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.task import Task

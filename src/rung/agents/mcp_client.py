@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rung.agents.process import ToolResult
 from rung.agents.tools import Tool, plain_schema
-from rung.data.spec import McpServer
+from rung.data.sections import McpServer
 from rung.errors import ConfigError, MachineError, needed_by
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rung.agents.process import FunctionWorker, ToolResult
 from rung.agents.tools import Tool, check_function, function_permit, function_tool
 from rung.consent import Permit, command_permit, require
-from rung.data.spec import McpServer
+from rung.data.sections import McpServer
 from rung.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

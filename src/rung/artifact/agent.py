@@ -23,7 +23,7 @@ from rung.agents.tools import AgentStep, Tool
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted, Prompts
 from rung.consent import missing, refusal
 from rung.data.rows import Example
-from rung.data.spec import AgentLimits, McpServer
+from rung.data.sections import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.reference import is_endpoint, resolve

@@ -39,8 +39,9 @@ from rung.artifact.text import Generate
 from rung.data.examples import read_row
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
+from rung.data.sections import McpServer
 from rung.data.sources import given_records
-from rung.data.spec import POLICIES, McpServer, Output, Overflow
+from rung.data.spec import POLICIES, Output, Overflow
 from rung.data.texts import number_pattern, spread
 from rung.display import card
 from rung.engines.api_server import scores_labels

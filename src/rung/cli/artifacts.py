@@ -219,7 +219,7 @@ def confidence(
 ) -> None:  # fmt: skip
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.climbing.conclude import fit_confidence, measure_confidence
-    from rung.data.spec import Confidence
+    from rung.data.sections import Confidence
 
     loaded, progress = options.load_task(task, sets), options.progress(quiet)
     wanted = loaded.confidence or Confidence()

@@ -12,7 +12,7 @@ from rung.agents.toolbox import permits as tool_permits
 from rung.artifact.agent import tools_folder
 from rung.artifact.files import artifact_settings
 from rung.consent import Permit
-from rung.data.spec import McpServer
+from rung.data.sections import McpServer
 from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError, RungError
 from rung.evaluation.metrics.registry import metric_permits

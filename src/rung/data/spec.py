@@ -9,13 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.data.frames import MemoryRows
 from rung.data.kinds import DEFAULT_METRICS, TASK_NAME, OutputKind
 from rung.data.rows import LABELLED
-from rung.data.source_keys import ENCODING, SEPARATOR, STRICT, Encoding, InMemory, OneSource, Preferences, Separator
+from rung.data.sections import (
+    AgentLimits,
+    Confidence,
+    Constraints,
+    Count,
+    Fraction,
+    MachineSpec,
+    McpServer,
+    Needs,
+    Section,
+)
+from rung.data.source_keys import ENCODING, SEPARATOR, Encoding, InMemory, OneSource, Preferences, Separator
 from rung.data.source_keys import row_source as _row_source
 from rung.data.sources import AUTO, FileFormat, Quoting
 from rung.data.texts import DecimalMark
@@ -25,32 +36,12 @@ ENCODER = "embedded-encoder"
 OBJECT_STORE_URL = re.compile(r"(s3|gs|az)://[^/?#\s][^?#\s]*")
 Overflow = Literal["error", "drop_demonstrations", "shorten_passages", "truncate_input"]
 POLICIES: tuple[str, ...] = get_args(Overflow)
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
 def _text_or_list(schema: dict[str, Any]) -> None:
     """Let the JSON Schema of a field allow a list of texts as well."""
     del schema["type"]
     schema["anyOf"] = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
-
-
-def _share(value: Any) -> Any:
-    """Convert points, `2pp`, to a share."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value.removesuffix("pp")) / 100 if value.endswith("pp") else float(value)
-    except ValueError:
-        raise ValueError("it must be a share from 0 to 1, such as 0.02, or points such as 2pp") from None
-
-
-def _share_or_points(schema: dict[str, Any]) -> None:
-    """Let the JSON Schema of a share allow points as well."""
-    for key in ("type", "minimum", "exclusiveMaximum"):
-        schema.pop(key, None)
-    number = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
-    schema["anyOf"] = [number, {"type": "string", "pattern": "pp$"}]
 
 
 # The only kinds that have each of these keys of `output`.
@@ -61,11 +52,7 @@ _KINDS_OF = {
 }  # fmt: skip
 
 
-class _Strict(BaseModel):
-    model_config = STRICT
-
-
-class Output(_Strict):
+class Output(Section):
     """What the model must answer."""
 
     kind: OutputKind = Field(
@@ -165,7 +152,7 @@ class Output(_Strict):
         return None if self.json_schema is None else json.dumps(self.json_schema)
 
 
-class Split(_Strict):
+class Split(Section):
     """How splits without a file are cut from the training file: stratified by label, by a hash of the input."""
 
     method: Literal["auto", "holdout", "folds"] = Field(
@@ -195,7 +182,7 @@ class Split(_Strict):
         return self
 
 
-class DataSource(_Strict):
+class DataSource(Section):
     """Where the rows are."""
 
     train: str | list[str] | InMemory | None = Field(
@@ -278,68 +265,7 @@ class DataSource(_Strict):
         return self.validation is None and not cut and not limited
 
 
-class Confidence(_Strict):
-    """How confidences are fitted, and below which confidence an answer is marked as abstained."""
-
-    method: Literal["temperature", "isotonic"] = Field(
-        "temperature", description="How probabilities are calibrated on validation rows; isotonic needs 1,000."
-    )
-    abstain_below: Fraction | None = Field(None, description="Abstain on answers with less confidence.", examples=[0.6])
-    out_of_scope: str | None = Field(None, description="The label of rows to abstain on.", examples=["out_of_scope"])
-
-    @model_validator(mode="after")
-    def _has_an_effect(self) -> Self:
-        if self.out_of_scope is not None and self.abstain_below is None:
-            raise ValueError("`out_of_scope` has no effect without `abstain_below`")
-        return self
-
-
-class Needs(_Strict):
-    """What only people know about the task: the decision guide reads it, and prices read `rows_per_day`."""
-
-    facts_change: Literal["never", "yearly", "monthly", "weekly", "daily"] | None = Field(
-        None, description="How often the facts that answers depend on change."
-    )
-    knowledge: bool | None = Field(None, description="Whether answers need facts that are not in the input.")
-    style: bool | None = Field(None, description="Whether answers must follow a special tone or format.")
-    reasoning: bool | None = Field(None, description="Whether answers need several steps of calculation or logic.")
-    latency_ms: Count | None = Field(None, description="Longest time for one answer, in milliseconds.")
-    rows_per_day: Count | None = Field(
-        None, description="Answers wanted a day; training is spread over those of 90 days (default: 1000 a day)."
-    )
-    privacy: Literal["local", "any"] | None = Field(None, description="Whether data may leave this machine.")
-    failures: int | None = Field(None, ge=0, description="Failures collected so far, with their corrections.")
-
-
-class MachineSpec(_Strict):
-    """The machine that runs models, for their price."""
-
-    price_per_hour: float | None = Field(
-        None, ge=0, description="Price of an hour of this machine; default: 0.05 US dollars for each core.",
-        examples=[0.1],
-    )  # fmt: skip
-
-
-class Constraints(_Strict):
-    """The limits of the climb."""
-
-    rungs: list[str] | None = Field(None, description="Try only these rungs.", examples=[["few-shot-knn", "lora"]])
-    exclude: list[str] | None = Field(None, description="Never try these rungs.", examples=[["lora"]])
-    within: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_share)] = Field(
-        0.01,
-        description="Score that a cheaper recommendation may lose: a share such as 0.02, or points such as 2pp.",
-        examples=["1pp", 0.02],
-        json_schema_extra=_share_or_points,
-    )
-    max_price: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Highest price of 1,000 predictions of what is recommended.", examples=[0.5]
-    )
-    max_latency: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Longest time for a row of what is recommended, in seconds.", examples=[0.2]
-    )
-
-
-class Corpus(_Strict):
+class Corpus(Section):
     """The documents in which answers are looked up."""
 
     files: str | list[str] = Field(
@@ -383,24 +309,6 @@ class Corpus(_Strict):
         return (self.files,) if isinstance(self.files, str) else tuple(self.files)
 
 
-class McpServer(_Strict):
-    """A local tool server that speaks the Model Context Protocol over stdin and stdout."""
-
-    mcp: list[str] = Field(
-        min_length=1, description="The command that starts it, without a shell.", examples=[["python", "server.py"]]
-    )
-    only: list[str] | None = Field(None, description="Use only these of its tools.", examples=[["search"]])
-
-
-class AgentLimits(_Strict):
-    """The limits of an agent for one row."""
-
-    max_steps: int = Field(8, ge=1, description="Most turns of the model for one row, including the answer.")
-    max_tokens: int = Field(1024, ge=1, description="Most tokens that the model may write for one row in total.")
-    seconds: float = Field(10.0, gt=0, description="Longest time of one tool call.")
-    result_characters: int = Field(4000, ge=16, description="Longest result shown to the model; the rest is cut.")
-
-
 TEMPLATE_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -417,7 +325,7 @@ def placeholders(template: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-class TaskSpec(_Strict):
+class TaskSpec(Section):
     """What the model must do: input columns, one output, instruction, metric, data, constraints."""
 
     name: str = Field(
