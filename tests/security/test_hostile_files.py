@@ -21,7 +21,7 @@ from rung.errors import RungError
 from rung.evaluation.result import ClimbResult
 from rung.feedback.registry import Registry
 from rung.jsonfile import read_object
-from rung.models import templates
+from rung.models import bounded
 from rung.models.cache import known_sha256
 from rung.models.chat import render as render_chat
 from rung.models.checkpoint import hash_again
@@ -86,7 +86,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_chat_templates_are_bounded(monkeypatch, name):
-    monkeypatch.setattr(templates, "SECONDS", 1.0)
+    monkeypatch.setattr(bounded, "SECONDS", 1.0)
     render_chat(USER, "{{ messages[0].content }}", bos=None, eos=None)  # the process runs
     start = time.monotonic()
     refused("chat-template-refused", lambda: render_chat(USER, TEMPLATES[name], bos=None, eos=None))

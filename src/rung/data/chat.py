@@ -29,7 +29,9 @@ _KEYS = (
 )  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _FUNCTION_KEYS = ("name", "description", "parameters", "strict")  # in the order in which the server gets them
-_HH = re.compile(r"\s*(?:^|\n)\s*(Human|Assistant):[ \t]*")  # turns in one text, as Anthropic's hh-rlhf writes them
+_HH = re.compile(
+    r"(?:\A\s*+|(?<!\s)[^\S\n]*+\n\s*+)(Human|Assistant):[ \t]*"
+)  # turns in one text, as Anthropic's hh-rlhf writes them
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 HINT = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 

@@ -7,13 +7,13 @@ Engines that constrain text to a schema write keys in its order, through `$ref`,
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from rung.engines import constraints
 from rung.errors import ConfigError, DataError
+from rung.models.bounded import found
 
 _BRANCHES = ("anyOf", "oneOf")
 
@@ -129,7 +129,7 @@ def _of_key(part: Mapping[str, Any], key: str) -> list[Any]:
     if key in part.get("properties", {}):
         return [part["properties"][key]]
     patterns = part.get("patternProperties", {})
-    matching = [schema for pattern, schema in patterns.items() if re.search(pattern, key)]
+    matching = [schema for pattern, schema in patterns.items() if found(pattern, key)]
     return matching or [part.get("additionalProperties", True)]
 
 

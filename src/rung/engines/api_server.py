@@ -18,6 +18,7 @@ from rung.engines.api_transport import NEVER, RefusedError, Transport
 from rung.engines.base import Constraint, FinishReason, ModelInput, Scored, ScoreRequest
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
+from rung.models.bounded import found
 from rung.models.messages import tagged_call, thinking_of
 from rung.models.thinking import THOUGHT_KEYS
 
@@ -361,7 +362,7 @@ def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> 
     if style != "none" and constraint.kind == "json_schema":
         return _response_format(_schema(constraint))
     if constraint.kind == "regex":
-        _pattern(constraint)
+        _check_pattern(constraint)
     if style == "json_schema":
         wanted = {"pattern": f"^({constraint.value})$"} if constraint.kind == "regex" else {"enum": [*constraint.value]}
         properties = {FIELD: {"type": "string", **wanted}}
@@ -396,9 +397,9 @@ def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def _pattern(constraint: Constraint) -> re.Pattern[str]:
+def _check_pattern(constraint: Constraint) -> None:
     try:
-        return re.compile(str(constraint.value))
+        re.compile(str(constraint.value))
     except re.error as error:
         raise ConfigError("bad-constraint", f"the regex is not valid: {error}", hint="correct it") from error
 
@@ -426,7 +427,7 @@ def constrained_answer(
             if constraint.kind == "choices":
                 matches = answer in constraint.value
             else:
-                matches = isinstance(answer, str) and _pattern(constraint).fullmatch(answer) is not None
+                matches = isinstance(answer, str) and found(str(constraint.value), answer, whole=True)
             problem = None if matches else "it does not match"
     except (ValueError, KeyError, TypeError, IndexError):
         pass  # no JSON, or another object

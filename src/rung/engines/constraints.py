@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from rung.engines.base import Constraint
 from rung.errors import ConfigError, EngineError, needed_by
+from rung.models.bounded import found
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
@@ -228,7 +229,7 @@ def _written_in_bytes(schema: str) -> Any:
 @lru_cache(maxsize=COMPILED)
 def _validator(schema: str) -> Any:
     from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
+    from jsonschema.validators import Draft202012Validator, extend, validator_for
     from referencing import Registry
 
     try:
@@ -239,7 +240,25 @@ def _validator(schema: str) -> Any:
         where = f"{error.json_path}: {error.message}" if isinstance(error, SchemaError) else f"it is not JSON: {error}"
         raise _bad_schema(where) from error
     # An empty registry: references to other documents fetch nothing.
-    return kind(definition, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+    bounded = extend(kind, {"pattern": _pattern, "patternProperties": _pattern_properties})
+    return bounded(definition, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """The keyword `pattern`, within a time limit: others may have written the schema, and a model the text."""
+    from jsonschema.exceptions import ValidationError
+
+    del schema
+    if validator.is_type(value, "string") and not found(pattern, value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Mapping[str, Any], value: Any, schema: Any) -> Iterator[Any]:
+    del schema
+    for pattern, part in patterns.items():
+        for key in value if validator.is_type(value, "object") else ():
+            if found(pattern, key):
+                yield from validator.descend(value[key], part, path=key, schema_path=pattern)
 
 
 def _bad_schema(why: str) -> ConfigError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rung.errors import ModelError
-from rung.models import templates
+from rung.models import bounded
 
 BETWEEN = "\n\n"  # between the messages of a model that has no template
 
@@ -36,7 +36,7 @@ def render(
         return _plain(turns, add_generation_prompt)
     names = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text is not None}
     functions = [dict(tool) for tool in tools] if tools else None
-    return templates.rendered(template, {
+    return bounded.rendered(template, {
         "messages": turns, "tools": functions, "documents": None, "add_generation_prompt": add_generation_prompt,
         **names, **dict(variables),
     })  # fmt: skip

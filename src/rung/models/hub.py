@@ -122,7 +122,6 @@ MAX_ENTRIES = 10_000
 MODULE_CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
 MODULE_FOLDER = re.compile(r"|\w[\w.-]*(/\w[\w.-]*)*/?")
 ACTIVATION = re.compile(r"torch\.nn(\.\w+)*\.[A-Z]\w*|[\w-]+")
-TEMPLATE_NAME = re.compile(r"[\w-]+")
 
 
 def check_folder(folder: Path) -> None:
@@ -226,11 +225,6 @@ def _check_json(folder: Path, file: Path) -> None:
                 raise _refused(file, f"names the class {kind!r}, which is not a module of sentence-transformers")
     if ACTIVATION.fullmatch(str(content.get("activation_function") or "none")) is None:
         raise _refused(file, f"names the function {content['activation_function']!r}, which is not one of torch.nn")
-    if isinstance(templates := content.get("chat_template"), list):  # libraries save each in a file of this name
-        for template in templates:
-            name = template.get("name") if isinstance(template, dict) else template
-            if TEMPLATE_NAME.fullmatch(str(name)) is None:
-                raise _refused(file, f"names a chat template {str(name)[:80]!r}, which would be written as a file")
     if file.name.endswith(".index.json"):
         shards = content.get("weight_map", {})
         if not isinstance(shards, dict):

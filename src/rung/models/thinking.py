@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from rung.errors import ModelError
-from rung.models import templates
+from rung.models import bounded
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Thought(Beginning):
 
 
 PLAIN = Beginning()
-_WRITTEN = re.compile(r"\A\s*(?:<think>)?((?:(?!</think>).)*)</think>\s*", re.DOTALL)
+_WRITTEN = re.compile(r"\A\s*+(?:<think>)?+((?:(?!</think>).)*+)</think>\s*", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str, str]:
@@ -186,7 +186,7 @@ def _controls(tokenizer: Tokenizer) -> _Controls:
     """Try every variable whose name may mean thoughts, and keep those that change the generation prompt."""
     off: dict[str, bool] = {}
     levels: dict[str, dict[str, Any]] = {level: {} for level in _LEVELS}
-    for name in filter(_SWITCH.search, templates.names_read(tokenizer.chat_template or "")):
+    for name in filter(_SWITCH.search, bounded.names_read(tokenizer.chat_template or "")):
         without, with_ = _prompt(tokenizer, {name: False}), _prompt(tokenizer, {name: True})
         level = next((level for level in _LEVELS if level in name.lower()), None)
         if None not in (without, with_) and without != with_:

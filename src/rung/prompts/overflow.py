@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rung.models.messages import Messages
     from rung.prompts.prompt import Prompt, SolvedRow
 
-_WORD_END = re.compile(r"\S+(?=\s)")  # a word that others follow
+_WORD_END = re.compile(r"(?<!\S)\S++(?=\s)")  # a word that others follow
 
 
 @dataclass(frozen=True, slots=True)

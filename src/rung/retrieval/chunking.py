@@ -15,7 +15,7 @@ from typing import Literal
 
 TokenCounter = Callable[[str], int]  # without special tokens
 
-HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
+HEADING = re.compile(r"(#{1,6})[ \t]++([^\n]+)\n?\Z")
 FENCE = re.compile(r"[ \t]*(```|~~~)")
 LINE = re.compile(r"[^\n]*\n|[^\n]+$")
 # The end of a sentence: Latin, Greek, Arabic and Indic marks before a space; East Asian ones anywhere.
@@ -156,7 +156,7 @@ def _units(text: str, markdown: bool, cost: TokenCounter) -> Iterator[_Unit]:
             level = len(match[1])
             headings = {above: words for above, words in headings.items() if above < level}
             path = tuple(headings.values())  # without the heading itself: the chunk shows it
-            headings[level] = match[2]
+            headings[level] = match[2].rstrip(" \t#") or match[2][0]
         else:
             path = tuple(headings.values())
         begins = True

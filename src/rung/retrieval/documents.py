@@ -399,7 +399,7 @@ def _markdown(etree: Any, root: Any) -> str:
                 out.append(_closing(tag, bool(table)))
             skip -= tag in SKIPPED
             write(element.tail)
-    text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(out))
+    text = "\n".join(line.strip(" \t") for line in "".join(out).split("\n"))
     text = re.sub(r"(?m)^\|.*$", lambda row: re.sub(r"[ \t]+", " ", row[0]), text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 

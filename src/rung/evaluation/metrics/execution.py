@@ -51,7 +51,10 @@ _MAX_COLUMNS = 200
 _CACHE_PAGES = -16_000  # KiB of memory for sorting; more goes to temporary files
 _DIGITS = 6  # decimals to which real numbers are compared
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
-_IGNORED = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]", re.DOTALL)
+_IGNORED = re.compile(  # what is not closed ends with the text, so that no text is read twice
+    r"--[^\n]*+|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*+(?:'|\Z)|\"(?:[^\"]|\"\")*+(?:\"|\Z)|`[^`]*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z)",
+    re.DOTALL,
+)
 
 
 class QueryError(Exception):

@@ -1,9 +1,10 @@
-"""Chat templates: Jinja programs by the authors of models, run within limits.
+"""Programs by others, run within limits: chat templates of models, and regular expressions.
 
-A template runs in an immutable sandbox, over messages that are values and never template text. The environment is that
-of transformers' `apply_chat_template`, so both give the same text. The sandbox does not keep a template from writing
-gigabytes or looping for ever, so templates that Rung does not know run in a process of their own, with limits of
-memory, time and output: `python -m rung.models.templates`.
+A template is a Jinja program by the model's authors. It runs in an immutable sandbox, over messages that are values and
+never template text. The environment is that of transformers' `apply_chat_template`, so both give the same text. The
+sandbox does not keep a template from writing gigabytes or looping for ever, and some regular expressions take for ever
+on some texts. So both run in a process of their own, `python -m rung.models.bounded`, with limits of memory, time and
+output. The templates of the built-in models, which are known, run in this one.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rung.errors import ModelError
+from rung.errors import ConfigError, ModelError
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-SECONDS = 10.0  # of one text; they take a millisecond
+SECONDS = 10.0  # of one call; they take a millisecond
 START_SECONDS = 60.0  # of the first one, in which the process starts
 MEMORY = 2**30  # bytes of addresses; an idle process has a tenth
 MAX_TEMPLATE = 100_000  # characters; the longest known ones have 30,000
@@ -65,21 +67,43 @@ def names_read(template: str) -> tuple[str, ...]:
 
 
 def _asked(call: str, template: str, variables: Mapping[str, Any]) -> Any:
-    """Ask the process of templates."""
+    if template in _exceeding:
+        raise _refused(variables, "it exceeds the limits of time and memory")
+    try:
+        return _apart(call, template, variables)
+    except WorkerError as failed:
+        _exceeding.add(template)
+        raise _refused(variables, f"it exceeds the limits of time and memory: {failed}") from failed
+
+
+def found(pattern: str, text: str, *, whole: bool = False) -> bool:
+    """Whether a regular expression by others is found in a text, or matches the `whole` of it.
+
+    Raises:
+        ConfigError: `bad-constraint`: it is not valid, or takes too long on this text.
+    """
+    try:
+        return bool(_apart("found", pattern, text, whole))
+    except WorkerError as failed:
+        problem = f"the regex {pattern[:80]!r} cannot be matched: {failed}"
+        raise ConfigError("bad-constraint", problem, hint="write it without nested repetitions") from failed
+
+
+def _apart(name: str, *arguments: Any) -> Any:
+    """Call a function of the process, which is started at the first call and after it was ended."""
     with _lock:
-        if template in _exceeding:
-            raise _refused(variables, "it exceeds the limits of time and memory")
         starts = not _workers
         if starts:
-            _workers.append(WorkerProcess("rung.models.templates"))
+            _workers.append(WorkerProcess("rung.models.bounded"))
         try:
-            return _workers[0].call(call, template, variables, seconds=START_SECONDS if starts else SECONDS)
-        except WorkerError as failed:
-            if isinstance(failed, WorkerTimeoutError | WorkerEndedError):
-                _workers.clear()
-            _exceeding.add(template)
-            why = f"it exceeds the limits of time and memory: {failed}"
-            raise _refused(variables, why) from failed
+            return _workers[0].call(name, *arguments, seconds=START_SECONDS if starts else SECONDS)
+        except (WorkerTimeoutError, WorkerEndedError):
+            _workers.clear()
+            raise
+
+
+def _found(pattern: str, text: str, whole: bool) -> bool:
+    return (re.fullmatch if whole else re.search)(pattern, text) is not None
 
 
 @lru_cache(maxsize=16)
@@ -89,7 +113,7 @@ def _is_known(template: str) -> bool:
 
 @atexit.register
 def close() -> None:
-    """End the process of templates, if there is one."""
+    """End the process, if there is one."""
     while _workers:
         _workers.pop().close()
 
@@ -131,7 +155,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    serve({"text": _bounded_text, "names": _names})
+    serve({"text": _bounded_text, "names": _names, "found": _found})
 
 
 @lru_cache(maxsize=16)

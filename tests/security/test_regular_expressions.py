@@ -1,0 +1,98 @@
+"""Regular expressions over texts by others take time that grows with the text, not with its square."""
+
+import json
+import signal
+
+import pytest
+
+from rung.data.chat import is_chat
+from rung.engines.api_server import constrained_answer
+from rung.engines.base import Constraint
+from rung.engines.constraints import schema_problem
+from rung.errors import RungError
+from rung.evaluation.metrics.execution import fenced, has_order
+from rung.models import bounded
+from rung.models.thinking import _WRITTEN
+from rung.prompts.overflow import _WORD_END
+from rung.prompts.prompt import _TAG
+from rung.retrieval.chunking import HEADING
+
+LENGTH = 100_000
+READERS = {
+    "comments that do not end": (has_order, "/*"),
+    "brackets that do not end": (has_order, "["),
+    "quotes that do not end": (has_order, "'a\" "),
+    "fences": (fenced, "```a\n"),
+    "a heading of blanks": (lambda text: HEADING.match(f"# a{text}b"), " "),
+    "a heading of lines": (lambda text: HEADING.match(f"# {text}b"), "a #\n"),
+    "one long word": (lambda text: list(_WORD_END.finditer(text)), "a"),
+    "a tag and blanks": (lambda text: _TAG.sub("", f"<{text}x"), " "),
+    "tags": (lambda text: _TAG.sub("", text), "< "),
+    "a thought of blanks": (lambda text: _WRITTEN.sub("", text), "\t"),
+    "empty lines": (is_chat, "\n"),
+    "blanks and lines": (is_chat, "\n Human"),
+}
+
+
+@pytest.fixture
+def processor_seconds():
+    """End what takes 20 seconds of the processor: the readers take milliseconds, and by the square minutes."""
+
+    def stop(*_):
+        raise AssertionError("it takes too long")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 20)
+    yield
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    signal.signal(signal.SIGVTALRM, before)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.usefixtures("processor_seconds")
+def test_time_grows_with_the_text(name):
+    read, piece = READERS[name]
+    read(piece * (LENGTH // len(piece)))
+
+
+def test_the_linear_patterns_find_what_they_should():
+    queries = ("a order by b", "(x order by b)", "'order by'", "-- order by", "[order by]", "/* order by")
+    assert [has_order(sql) for sql in queries] == [True, False, False, False, False, False]
+    assert [bool(_TAG.search(text)) for text in ("<document", "< / document", "<doc", "< x document")] == [
+        True, True, False, False
+    ]  # fmt: skip
+    assert [match.end() for match in _WORD_END.finditer("ab  c de")] == [2, 5]
+    assert [bool(HEADING.match(text)) for text in ("## A ##", "#A", "####### A", "# a\nb", "# a\n")] == [
+        True, False, False, False, True
+    ]  # fmt: skip
+    talks = ("\n\nHuman: a\n\nAssistant: b", "Human: a\nAssistant: b", "a Human: b Assistant: c")
+    assert [is_chat(text) for text in talks] == [True, True, False]
+    assert [_WRITTEN.sub("", text) for text in (" <think>a</think> b", "a</think>b", "<think>a")] == [
+        "b",
+        "b",
+        "<think>a",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["regex", "json_schema"])
+def test_a_pattern_by_others_is_ended(monkeypatch, kind):
+    monkeypatch.setattr(bounded, "SECONDS", 0.5)
+    assert bounded.found("a+", "aaa", whole=True)
+    pattern, text = "(a+)+$", "a" * 40 + "!"
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    check = {
+        "regex": lambda: constrained_answer(text, Constraint("regex", pattern), "guided", "stop", "x"),
+        "json_schema": lambda: schema_problem(text, schema),
+    }[kind]
+    with pytest.raises(RungError) as caught:
+        check()
+    assert caught.value.code == "bad-constraint"
+    assert not bounded.found("^b", "ab")  # the next one is answered
+
+
+def test_patterns_of_schemas_hold():
+    schema = '{"patternProperties": {"^a": {"type": "integer", "minimum": 3}}, "properties": {"b": {"pattern": "^x"}}}'
+    problems = [
+        schema_problem(value, schema) for value in ({"a": 3, "b": "x"}, {"a": 1}, {"b": "y"}, {"c": "y", "b": 1})
+    ]
+    assert [problem is None for problem in problems] == [True, False, False, True]
