@@ -29,7 +29,7 @@ Tracked = Annotated[
 def advise(
     task: options.TaskFile,
     runs: Annotated[Path, Option(help="Folder with the runs of climbs.")] = options.RUN_FOLDERS,
-    sets: options.Sets = None, json: options.Json = False,
+    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Say what rules expect of every technique and why, and what a climb measured; nothing is downloaded or run."""
     from rung import advice

@@ -48,6 +48,7 @@ GROUPS = {
         "cluster": "group the texts of a table by meaning",
         "models": "list, download and search base models",
         "cache": "show or clear the remembered answers",
+        "trust": "show what others' files would run, and allow it",
         "schema": "print the JSON Schema of task files",
     },
 }
@@ -55,6 +56,7 @@ EXAMPLES = {
     "init": "rung init tickets.csv --output queue",
     "check": "rung check task.yaml",
     "demo": "rung demo",
+    "trust": "rung trust my-task/",
     "explain": "rung explain missing-column",
     "advise": "rung advise task.yaml",
     "climb": "rung climb task.yaml --plan\nrung climb task.yaml --budget 10m\nrung climb task.yaml --rungs lora",

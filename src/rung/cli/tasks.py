@@ -34,7 +34,7 @@ def init(
     force: Annotated[bool, Option("--force", help="Replace the task file if there is one.")] = False,
     yes: Annotated[bool, Option("--yes", "-y", help="Take the guess, and ask nothing.")] = False,
     encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
-    sheet: options.Sheet = None,
+    sheet: options.Sheet = None, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Guess a task from a table or a folder of documents, ask on a terminal, and write a commented task file."""
     from rung.data.guess import KINDS, guess_task
@@ -115,7 +115,7 @@ def check(
     tuning: Annotated[
         bool, Option("--tuning", help="Also show what tuning would learn from; needs the model's tokenizer.")
     ] = False,
-    sets: options.Sets = None, json: options.Json = False,
+    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Validate a task file and its data without a model; exit code 2 if a climb would be meaningless."""
     from rung.climbing.check import check_task
