@@ -59,7 +59,7 @@ def test_model_facts_need_no_download(tmp_path, monkeypatch):
 
 def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
     steps = list(walk(facts))
-    assert len({step.key for step in steps}) == len(RULES) == 18
+    assert len({step.key for step in steps}) == len(RULES) == 19
     for answered in steps:
         assert answered.answer in ("yes", "no", "unknown")
         assert answered.answer != "unknown" or answered.ask
@@ -117,6 +117,14 @@ def test_several_labels(facts):
     assert {verdicts[name] for name in ("calibrate", "written-label", "fine-tuned-encoder", "ensemble")} == {"not"}
     endpoint = replace(several, model=ModelFacts("http://h/v1#m", True, True, None, None))
     assert effects(endpoint, "labels")["label-thresholds"] == "not"
+
+
+def test_preferences_are_learned_where_texts_differ_in_more_than_right_and_wrong(facts):
+    assert effects(facts, "preferences") == {"preference": "not"}
+    pairs, thumbs = replace(facts, kind="text", pairs=90), replace(facts, kind="text", verdicts=90)
+    assert effects(pairs, "preferences") == {"dpo": "help", "orpo": "help", "simpo": "help", "kto": "unknown"}
+    assert effects(thumbs, "preferences") == {"dpo": "not", "orpo": "not", "simpo": "not", "kto": "help"}
+    assert effects(replace(facts, pairs=90), "preferences") == {"preference": "not"}
 
 
 def test_prompt_search_wants_rows(facts):

@@ -47,6 +47,8 @@ class Facts:
     needs: Needs
     corpus: bool = False  # the task names documents to retrieve from
     rarest: int | None = None  # training rows of the rarest label
+    pairs: int = 0  # of a better and a worse answer, in `data.preferences`
+    verdicts: int = 0  # on single answers there
 
     @property
     def few(self) -> bool:
@@ -87,6 +89,8 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
         machine=machine,
         needs=task.needs or Needs(),
         corpus=task.corpus is not None,
+        pairs=sum(each.pair is not None for each in data.preferences),
+        verdicts=sum(each.pair is None for each in data.preferences),
         rarest=min((counts[label] for label in data.labels), default=None),
     )
 

@@ -40,6 +40,7 @@ CALIBRATION = _arxiv("Zhou et al. 2024, Batch calibration", "2309.17249")
 FROZEN_FEATURES = _arxiv("Tunstall et al. 2022, Efficient few-shot learning without prompts", "2209.11055")
 PROMPT_WORTH = _arxiv("Le Scao & Rush 2021, How many data points is a prompt worth?", "2103.08493")
 LIMA = _arxiv("Zhou et al. 2023, LIMA: less is more for alignment", "2305.11206")
+PREFERENCES = _arxiv("Rafailov et al. 2023, Direct preference optimization", "2305.18290")
 NEIGHBOURS = _arxiv("Liu et al. 2022, What makes good in-context examples for GPT-3?", "2101.06804")
 PEFT_CHEAPER = _arxiv("Liu et al. 2022, Few-shot parameter-efficient fine-tuning is better and cheaper", "2205.05638")
 RETRIEVAL = _arxiv("Lewis et al. 2020, Retrieval-augmented generation", "2005.11401")
@@ -349,6 +350,26 @@ RULES = (
                     lambda f: f.train >= FEW_ROWS),
         ),
         lambda f: PROMPT_WORTH if f.few else NEIGHBOURS,
+    ),
+    Rule(
+        "preferences", "Did people compare or judge answers?", lambda f: f.pairs + f.verdicts > 0,
+        lambda f: f"{f.pairs:,} pairs and {f.verdicts:,} verdicts in data.preferences",
+        "learn from them, after the expected answers", "collect them: corrections are pairs, thumbs are verdicts",
+        (
+            Effect(("preference",), "not", "`data.preferences` names no judged answers",
+                    lambda f: not f.pairs + f.verdicts, True),
+            Effect(("answer pairs",), "not", "there are verdicts on single answers only",
+                    lambda f: f.verdicts > 0 and not f.pairs, True),
+            Effect(("preference",), "not", "a row has one right answer, and training on it is the better form",
+                    lambda f: f.pairs + f.verdicts > 0 and f.kind not in ("text", "chat", "json")),
+            Effect(("answer pairs",), "help", "what makes one text better than another shows in pairs",
+                    lambda f: f.pairs > 0 and f.kind in ("text", "chat", "json")),
+            Effect(("answer verdicts",), "help", "verdicts on single answers teach what to write and what not to",
+                    lambda f: f.verdicts > 0 and f.kind in ("text", "chat", "json")),
+            Effect(("answer verdicts",), "unknown", "pairs say more than their answers apart",
+                    lambda f: f.pairs > 0 and not f.verdicts and f.kind in ("text", "chat", "json")),
+        ),
+        PREFERENCES,
     ),
     Rule(
         "thousand", "A thousand labelled rows, or failures collected?",

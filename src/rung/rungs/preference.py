@@ -264,7 +264,7 @@ class PreferenceTuning(LoRA):
         return resolve(artifact.model).parameters if self.full else 0
 
 
-@rung("dpo", family="preference", order=950)
+@rung("dpo", family="preference", order=950, topics=("answer pairs",))
 @dataclass(frozen=True, kw_only=True)
 class DPO(PreferenceTuning):
     """Raise the better answer's probability over the worse one's, measured from the artifact as it is.
@@ -298,7 +298,7 @@ class DPO(PreferenceTuning):
         return PairLoss(model, held_out, unseen, objective=objective, nll=self.nll)
 
 
-@rung("orpo", family="preference", order=960)
+@rung("orpo", family="preference", order=960, topics=("answer pairs",))
 @dataclass(frozen=True, kw_only=True)
 class ORPO(PreferenceTuning):
     """Learn to write the better answer, and widen the odds between it and the worse one; no reference is kept to.
@@ -325,7 +325,7 @@ class ORPO(PreferenceTuning):
         return PairLoss(model, held_out, unseen, objective=orpo(self.beta), nll=1.0)
 
 
-@rung("simpo", family="preference", order=970)
+@rung("simpo", family="preference", order=970, topics=("answer pairs",))
 @dataclass(frozen=True, kw_only=True)
 class SimPO(PreferenceTuning):
     """Raise the better answer's mean log-probability over the worse one's by a margin; no reference is kept to.
@@ -354,7 +354,7 @@ class SimPO(PreferenceTuning):
         return PairLoss(model, held_out, unseen, objective=simpo(self.beta, self.gamma_beta_ratio))
 
 
-@rung("kto", family="preference", order=980)
+@rung("kto", family="preference", order=980, topics=("answer verdicts",))
 @dataclass(frozen=True, kw_only=True)
 class KTO(PreferenceTuning):
     """Raise answers that people liked and lower those that they did not; a thumb for one answer is enough.
