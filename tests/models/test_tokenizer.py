@@ -196,3 +196,15 @@ def test_no_tokenizer(tmp_path):
     with pytest.raises(ModelError, match=r"tokenizer\.json") as caught:
         Tokenizer.load(tmp_path)
     assert caught.value.code == "model-damaged"
+
+
+def test_a_long_text_is_judged_by_its_beginning(tokenizer, monkeypatch):
+    for text in ("word " * 5000, "a" * 40_000, "漢字" * 4000, " " * 40_000, "<|im_end|>" * 4000):
+        count = len(tokenizer.encode_plain(text))
+        assert not tokenizer.exceeds(text, count)
+        assert tokenizer.exceeds(text, 10) == (len(tokenizer.encode_plain(text[:160])) > 266)
+    real, lengths = tokenizer.encode_plain, []
+    monkeypatch.setattr(tokenizer, "encode_plain", lambda text: lengths.append(len(text)) or real(text))
+    assert tokenizer.exceeds("word " * 100_000, 512)
+    assert not tokenizer.exceeds("word " * 1000, 512)
+    assert lengths == [16 * 512]

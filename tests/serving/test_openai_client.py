@@ -248,13 +248,21 @@ def test_models_are_listed_and_found(client, artifacts):
 # ---- errors
 
 
-def test_errors_have_their_class_code_and_parameter(chat):
+def test_errors_have_their_class_code_and_parameter(chat, client):
     with pytest.raises(openai.NotFoundError) as unknown:
         chat(model="nothing")
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as long:
         chat(messages=[{"role": "user", "content": "word " * 600}], stream=True)
     assert long.value.code == "context_length_exceeded"
+    for ask in (
+        lambda text: chat(messages=[{"role": "user", "content": text}]),
+        lambda text: client.completions.create(model=BASE, prompt=text),
+        lambda text: chat(model="few-shot", messages=[{"role": "user", "content": text}]),
+    ):
+        with pytest.raises(openai.BadRequestError, match="a text of 500,000 characters") as longest:
+            ask("word " * 100_000)  # refused before it is encoded
+        assert longest.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as bad:
         chat(temperature=3)
     assert bad.value.param == "temperature"

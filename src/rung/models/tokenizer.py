@@ -73,6 +73,11 @@ class Tokenizer:
         """
         return self._encode_blind(text) if self._holds_special(text) else self.encode(text)
 
+    def exceeds(self, text: str, tokens: int) -> bool:
+        """Whether a very long text has more tokens, judged by its beginning: to encode megabytes takes seconds."""
+        part = 16 * tokens  # characters; ordinary text has three to five a token
+        return len(text) > part and len(self.encode_plain(text[:part])) > tokens + 256  # a cut word takes a few more
+
     def encode_whole(self, text: str) -> tuple[int, ...]:
         """The token ids as the model's own tokenizer writes a text: with the special tokens that it adds."""
         return tuple(self._backend.encode(text).ids)

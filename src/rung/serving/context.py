@@ -116,7 +116,7 @@ class RequestContext:
         artifact, engine = scheduled(served)
         if engine is not None:
             self.exits.callback(engine.leave)
-        answers = await self.server.answer(answers_of, artifact, rows)
+        answers = await self.server.answer(answers_of, artifact, rows, served.base)
         return list(zip(answers, finish_reasons(engine, len(rows)), strict=True))
 
     def record(

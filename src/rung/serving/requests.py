@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,11 @@ from rung.agents.tools import Tool
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import sources
+from rung.data.cells import json_text
 from rung.data.examples import read_inputs
 from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
 from rung.engines.local import LocalModel
-from rung.errors import ConfigError, DataError
+from rung.errors import ConfigError, DataError, EngineError
 from rung.feedback.trials import arm_of
 from rung.models.messages import (
     Messages,
@@ -93,6 +94,7 @@ def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
     if (last := body.messages[-1]).role == "assistant" and not last.tool_calls and (held or must):
         hint = "end with a message of the role `user`"
         raise ConfigError("bad-request", "an answer that has begun cannot be held to a schema or a call", hint=hint)
+    _check_length(target, [message.text for message in body.messages])
     prompt = _chat_prompt(target, body, tools)
     room, context = DEFAULT_TOKENS, target.engine.info.context
     if isinstance(target.engine, LocalModel) and context > 0:
@@ -134,6 +136,7 @@ def completion_requests(target: CompletionTarget, body: CompletionRequest) -> li
         return [_artifact_request(target, body, row, body.max_tokens, None, logprobs=logprobs) for row in rows]
     if not isinstance(target.engine, LocalModel):
         raise _unsupported("prompt", "the model is behind an endpoint, and answers chat completions only")
+    _check_length(target, [prompt for prompt in body.prompts if isinstance(prompt, str)])
     tokenizer = target.engine.tokenizer
     room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
     converted: list[PlannedRequest] = []
@@ -165,6 +168,7 @@ def _artifact_request(
     if held is not None and artifact.decoder.answer_schema is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
     artifact, _ = scheduled(served)
+    _check_row_length(artifact, served.base, row)
     rendered = artifact.render([example(artifact, row)])[0]
     if rendered.refused:  # nothing is written, so nothing is sampled either
         return RowRequest(served, row, body.n)
@@ -273,8 +277,25 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     return read_inputs(values, columns, artifact.signature.kind, "the row")
 
 
-def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
-    """Answer rows as `Artifact.predict` does."""
+def _check_length(base: ServedModel | None, texts: Iterable[str]) -> None:
+    """Refuse a text that cannot fit the context before it is encoded whole."""
+    if base is None or not isinstance(base.engine, LocalModel) or (context := base.engine.info.context) <= 0:
+        return
+    for text in texts:
+        if base.engine.tokenizer.exceeds(text, context):
+            problem = f"a text of {len(text):,} characters does not fit the context of {context:,} tokens"
+            raise EngineError("context-overflow", problem, hint="shorten it, or choose a model with a longer context")
+
+
+def _check_row_length(artifact: Artifact, base: ServedModel | None, row: Mapping[str, Any]) -> None:
+    if artifact.overflow != "truncate_input":  # which cuts it
+        _check_length(base, [value if isinstance(value, str) else json_text(value) for value in row.values()])
+
+
+def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]], base: ServedModel | None = None) -> list[Answer]:
+    """Answer rows as `Artifact.predict` does; where the `base` is given, refuse very long ones first."""
+    for row in rows:
+        _check_row_length(artifact, base, row)
     return artifact.answer([example(artifact, row) for row in rows])
 
 
