@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from rung._version import __version__
 from rung.errors import MachineError, RungError
-from rung.serving import completions, embeddings, endpoints
+from rung.serving import completions, embeddings, endpoints, responses
 from rung.serving.access import Access
 from rung.serving.connections import BoundedConnection, OpenConnections
 from rung.serving.context import ServerContext
@@ -124,7 +124,14 @@ def app_with(
 
     app = FastAPI(title="Rung", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.rung = server
-    own = completions.router, embeddings.router, endpoints.router, endpoints.rung_router, endpoints.operation_router
+    own = (
+        completions.router,
+        responses.router,
+        embeddings.router,
+        endpoints.router,
+        endpoints.rung_router,
+        endpoints.operation_router,
+    )
     for router in (*own, *routers):
         app.include_router(router)
     if pages is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -55,6 +55,11 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
 @router.post("/chat/completions")
 async def chat(body: ChatRequest, context: Context) -> Response:
     """Answer a conversation with a base model, or a request with an artifact."""
+    return await (await begin_chat(context, body, ChatReply)).send()
+
+
+async def begin_chat(context: RequestContext, body: ChatRequest, kind: Callable[..., ChatReply]) -> ChatReply:
+    """Plan a chat completion and begin it; `kind` makes the reply."""
     target = context.server.find(body.model)
     if isinstance(target, ServedEncoder):
         raise Refused(400, "no-chat", f"{body.model} embeds texts and writes none", param="model")
@@ -63,7 +68,7 @@ async def chat(body: ChatRequest, context: Context) -> Response:
     context.admit(body.n)
     body, notes = await _one_message(context, target, body)
     request = await context.server.render(chat_request, target, body)
-    return await ChatReply(context, body, [request], notes).send()
+    return kind(context, body, [request], notes)
 
 
 async def _one_message(
@@ -139,11 +144,15 @@ class Reply(ABC):
         """Answer, whole or streamed."""
         if self._body.stream:
             return await event_stream(self._chunks())
+        body = {**self._head(self.object), "choices": await self._whole(), "usage": self._usage()}
+        return JSONResponse(body | self._rung)
+
+    async def _whole(self) -> list[dict[str, Any]]:
+        """Answer all prompts to the end."""
         choices: list[dict[str, Any]] = []
         for number, (request, stream) in enumerate(self._begun):
             choices += await self._choices(request, stream, number, len(choices))
-        body = {**self._head(self.object), "choices": choices, "usage": self._usage()}
-        return JSONResponse(body | self._rung)
+        return choices
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a stream; the very last one has what only Rung says of the whole response."""

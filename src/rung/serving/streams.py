@@ -70,24 +70,31 @@ class CompletionStream:
 
 
 async def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
-    """Stream chunks as server-sent events. A failure before the first one is an ordinary error with its status."""
+    """Stream chunks as server-sent events, named by their `type` where they have one.
+
+    A failure before the first one is an ordinary error with its status.
+    """
     first = await anext(chunks, None)
     return StreamingResponse(_events(first, chunks), media_type="text/event-stream", headers=HEADERS)
 
 
 async def _events(first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    typed = first is not None and "type" in first
     try:
         if first is not None:
             yield _event(first)
         async for chunk in chunks:
             yield _event(chunk)
     except RungError as error:  # the status is already sent; clients look for `error` in a chunk
-        yield _event(refusal(error).body())
-    yield b"data: [DONE]\n\n"
+        body = refusal(error).body()
+        yield _event({**body["error"], "type": "error"} if typed else body)
+    if not typed:
+        yield b"data: [DONE]\n\n"
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
+    return name + b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 class TrimmedText:
