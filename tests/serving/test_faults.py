@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -407,6 +408,24 @@ def test_a_server_that_is_told_to_end_finishes_what_is_under_way():
         assert process.wait(20) in (0, -signal.SIGTERM)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/ready")
+
+
+def test_an_engine_that_does_not_return_does_not_outlast_the_drain():
+    script = SCRIPT.replace("FakeEngine(pace=0.02)", "engine").replace("drain_seconds=20", "drain_seconds=1")
+    script = script.replace("served = Served()", "engine = FakeEngine()\nengine.go.clear()\nserved = Served()")
+    script = "import rung.serving.app\nrung.serving.app.GRACE = 0.3\n" + script
+    command = [sys.executable, "-c", script, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        assert until(lambda: _reached(url))
+        port = int(url.rsplit(":", 1)[1])
+        asking = send(SimpleNamespace(port=port), ask())
+        assert until(lambda: "rung_queue 1.0" in httpx.get(f"{url}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        asking.close()
+    assert process.returncode == 0
+    assert "the server ends without it" in said
 
 
 def _reached(url):

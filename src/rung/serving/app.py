@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from rung.serving.web.site import PageSources
 
 BACKLOG = 1024
+GRACE = 10.0  # seconds after the drain in which engines end; then the process ends without them
 _FORM = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")  # pydantic's names for the forms of a union
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
 
@@ -52,7 +55,8 @@ class HttpServer(uvicorn.Server):
             h11_max_incomplete_event_size=64 * 1024, ws="none", proxy_headers=False,
         )  # fmt: skip
         super().__init__(config)
-        self._app = app
+        self._app, self._drain = app, drain_seconds
+        self._deadline: threading.Timer | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until asked to end."""
@@ -64,11 +68,24 @@ class HttpServer(uvicorn.Server):
             await super().serve(sockets)
         finally:
             sys.setswitchinterval(interval)
+            if self._deadline is not None:
+                self._deadline.cancel()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Take nothing new, and finish running requests."""
         self._app.state.rung.ready = False
+        if self._deadline is None:
+            self._deadline = threading.Timer(self._drain + GRACE, self._give_up, [sig])
+            self._deadline.daemon = True
+            self._deadline.start()
         super().handle_exit(sig, frame)
+
+    def _give_up(self, sig: int) -> NoReturn:
+        """End the process where an engine does not return from its call; what was captured is written."""
+        print("an engine still works after the drain; the server ends without it", file=sys.stderr, flush=True)
+        if (recorder := self._app.state.rung.recorder) is not None:
+            recorder.close(timeout=5.0)
+        os._exit(130 if sig == signal.SIGINT else 0)
 
 
 @contextmanager
