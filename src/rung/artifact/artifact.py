@@ -36,6 +36,7 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
+from rung.consent import name_endpoint
 from rung.data.examples import read_row
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
@@ -450,7 +451,10 @@ def load_retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
     """Rebuild the retriever of a saved artifact, and check its index, which is outside the folder."""
     if "retriever" not in values:
         return None
-    location = os.environ.get(LOCATION) or values["retriever"]["folder"]
+    location = values["retriever"]["folder"]
+    if named := os.environ.get(LOCATION):  # by the user of this machine
+        location = named
+        name_endpoint(named)
     retriever = Retriever(**{**values["retriever"], "folder": location_of(location)})
     check_index(retriever, folder)
     return retriever

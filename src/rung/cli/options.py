@@ -111,7 +111,7 @@ def load_artifact(folder: Path, *, runs: bool = True) -> Artifact:
 
 def named(reference: str | None) -> str | None:
     """Allow an endpoint that the command line names, for this command."""
-    if reference is not None and reference.startswith(("http://", "https://")):
+    if reference is not None and "://" in reference.partition("#")[0]:
         from rung.consent import name_endpoint
 
         name_endpoint(reference)
