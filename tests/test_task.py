@@ -180,7 +180,7 @@ def test_files_that_cannot_be_a_task(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_bytes(b"x" * 1_000_001)
     with pytest.raises(ConfigError) as caught:
         Task.load(tmp_path / "big.yaml")
-    assert caught.value.code == "bad-yaml"
+    assert caught.value.code == "unreadable-file"
 
 
 def test_a_byte_order_mark_does_not_shift_columns(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rung.errors import ModelError
 from rung.models import bounded
+from rung.models.bounded import PLAIN, Beginning
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
@@ -33,19 +34,6 @@ _TAG = re.compile(r"<[^<>]+>")
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """How an assistant's turn begins: the template's variables, and an edit of the end of its generation prompt."""
-
-    variables: tuple[tuple[str, Any], ...] = ()
-    drop: str = ""  # the end of the generation prompt that is left out
-    add: str = ""  # what follows it
-
-    def edited(self, rendered: str) -> str:
-        """Rendered text with a generation prompt at its end, begun this way."""
-        return rendered.removesuffix(self.drop) + self.add
-
-
-@dataclass(frozen=True)
 class Thought(Beginning):
     """How a turn begins with an open thought, and what comes between the thought and the answer."""
 
@@ -58,7 +46,6 @@ class Thought(Beginning):
         return tag.group() if tag else self.end.strip()
 
 
-PLAIN = Beginning()
 _WRITTEN = re.compile(r"\A\s*+(?:<think>)?+((?:(?!</think>).)*+)</think>\s*", re.DOTALL)
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError
 from rung.models import chat
+from rung.models.bounded import PLAIN, Beginning
 from rung.models.hub import read_json
-from rung.models.thinking import PLAIN, Beginning
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
