@@ -1,0 +1,112 @@
+"""The proxies' examples in `deploy/`, run as they are but for ports and certificates: pages and streams work."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from paced_engine import FakeEngine
+from running_server import HELLO, running
+
+from rung.serving.access import KeyRing, access_rules, create_key
+from rung.serving.served import Served
+from rung.serving.web.site import PageSources
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+NAME = "rung.example.org"
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def nginx(folder, port, behind):
+    pair = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem"]
+    make = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "1", "-subj", f"/CN={NAME}", *pair]
+    subprocess.run(make, check=True, capture_output=True)
+    text = (DEPLOY / "nginx.conf").read_text().replace("listen 443", f"listen 127.0.0.1:{port}")
+    text = text.replace("/etc/ssl/rung.pem", f"{folder}/cert.pem").replace("/etc/ssl/rung.key", f"{folder}/key.pem")
+    places = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    head = f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
+    file = folder / "nginx.conf"
+    file.write_text(f"{head}http {{ access_log off; {places}{text.replace('127.0.0.1:8000', behind)} }}")
+    return ["nginx", "-p", folder, "-e", folder / "log", "-c", file]
+
+
+def caddy(folder, port, behind):
+    text = (DEPLOY / "Caddyfile").read_text().replace("127.0.0.1:8000", behind)
+    options = ("admin off", "auto_https disable_redirects", f"https_port {port}", f"storage file_system {folder}")
+    head = "{\n" + "".join(f"\t{option}\n" for option in (*options, "skip_install_trust")) + "}\n"
+    file = folder / "Caddyfile"
+    file.write_text(head + text.replace(f"{NAME} {{", f"{NAME}:{port} {{\n\tbind 127.0.0.1\n\ttls internal", 1))
+    return ["caddy", "run", "--config", file, "--adapter", "caddyfile"]
+
+
+@pytest.mark.parametrize("proxy", [nginx, caddy])
+def test_pages_and_streams_work_behind_the_proxy(proxy, tmp_path):
+    if shutil.which(proxy.__name__) is None:
+        pytest.skip(f"apt-get install {proxy.__name__}")
+    secret, _ = create_key(tmp_path / "keys.jsonl", "anna")
+    access = access_rules("127.0.0.1", KeyRing(tmp_path / "keys.jsonl"), hosts=frozenset({NAME}))
+    served, port = Served(), free_port()
+    served.add_engine("fake", FakeEngine(pace=0.01))
+    with running(served, access=access, pages=PageSources(tmp_path, None, None)) as server:
+        command = proxy(tmp_path, port, f"127.0.0.1:{server.port}")
+        with subprocess.Popen(command, env={**os.environ, "HOME": str(tmp_path)}) as process:
+            try:
+                talk_to(port, secret)
+            finally:
+                process.terminate()
+    served.close()
+
+
+def talk_to(port, secret):
+    site, head = f"https://{NAME}:{port}", {"Host": f"{NAME}:{port}"}
+    options = {"sni_hostname": NAME}
+    with httpx.Client(base_url=f"https://127.0.0.1:{port}", headers=head, verify=False) as client:
+        for _ in range(200):
+            try:
+                client.get("/health", extensions=options)
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        token = re.search(r'name="form_token" value="([^"]*)"', client.get("/sign-in", extensions=options).text)[1]
+        form = {"form_token": token, "key": secret, "to": "/"}
+        signed = client.post("/sign-in", data=form, headers={"Origin": site}, extensions=options)
+        assert (signed.status_code, signed.headers["location"]) == (303, "/")
+        cookie = {"Cookie": signed.headers["set-cookie"].partition(";")[0]}
+        assert "fake" in client.get("/", headers=cookie, extensions=options).text
+        other = client.post("/sign-in", data=form, headers={"Origin": "https://evil.example"}, extensions=options)
+        assert other.status_code == 403
+        body = {"model": "fake", "messages": HELLO, "max_tokens": 30, "stream": True}
+        key = {"Authorization": f"Bearer {secret}"}
+        with client.stream("POST", "/v1/chat/completions", json=body, headers=key, extensions=options) as answer:
+            pieces = list(answer.iter_raw())
+        assert len(pieces) > 5  # not held back
+        assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+
+
+def test_the_composition_and_traefik_s_file_name_what_is_there():
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    build = services["rung"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).samefile(DEPLOY / "Containerfile")
+    database = services["postgres"]["environment"]
+    assert services["rung"]["environment"]["RUNG_STORE"] == (
+        f"postgresql://{database['POSTGRES_USER']}:${{POSTGRES_PASSWORD}}@postgres/{database['POSTGRES_DB']}"
+    )
+    assert set(services["rung"]["depends_on"]) == {"postgres"}
+    (volume,) = re.findall(r"^VOLUME (.*)$", (DEPLOY / "Containerfile").read_text(), re.M)
+    assert f"cache:{volume}" in services["rung"]["volumes"]
+    routes = yaml.safe_load((DEPLOY / "traefik.yaml").read_text())["http"]
+    assert routes["routers"]["rung"]["service"] in routes["services"]
+    assert routes["services"]["rung"]["loadBalancer"]["passHostHeader"] is True
