@@ -15,6 +15,7 @@ from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.rungs import DoRA, LoRA
 from rung.training.changes import OUTPUT, plain_parameters, start_from
 from rung.training.config import TrainConfig
+from rung.training.kernels import LowRankLinear
 from rung.training.loop import train
 from rung.training.peft import peft, quiet_peft
 from rung.training.targets import linear_layers, reached_share
@@ -252,3 +253,18 @@ def test_reached_share_counts_whole_modules():
     sizes = {n: p.numel() for n, p in base.model.layers.named_parameters() if p.dim() > 1}
     reached = sum(size for n, size in sizes.items() if "q_proj" in n or n.startswith("1.mlp"))
     assert reached_share(base, config) == pytest.approx(reached / sum(sizes.values()))
+
+
+def test_what_follows_a_lean_layer_may_change_its_output_in_place():
+    """As Llama 4 does with its experts' input."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 3, 4), torch.randn(5, 4)
+    down, up = torch.randn(2, 4, requires_grad=True), torch.randn(5, 2, requires_grad=True)
+    for bias in (None, torch.randn(5)):
+        y = LowRankLinear.apply(x, w, bias, down, up, 0.5)
+        y.mul_(2)
+        ours = torch.autograd.grad(y.sum(), (down, up))
+        plain = 2 * (torch.nn.functional.linear(x, w, bias) + 0.5 * (x @ down.T) @ up.T)
+        assert torch.allclose(y, plain, atol=1e-5)
+        wanted = torch.autograd.grad(plain.sum(), (down, up))
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, wanted, strict=True))

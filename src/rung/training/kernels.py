@@ -122,11 +122,11 @@ class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
         """Compute y, shape [..., out], for x of shape [..., in]."""
         rows = x.flatten(0, -2)
         hidden = rows @ down.T
-        y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-        y.addmm_(hidden, up.T, alpha=scale)
+        y = torch.nn.functional.linear(x, weight, bias)  # in its final shape: what follows may change it in place
+        y.view(-1, weight.shape[0]).addmm_(hidden, up.T, alpha=scale)
         ctx.save_for_backward(rows, hidden, weight, down, up)
         ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
