@@ -8,7 +8,9 @@ import pytest
 from rung.engines import openvino_export
 from rung.engines.openvino_export import exported, folder_of
 from rung.errors import EngineError
+from rung.models.cache import recall, remember
 from rung.models.reference import resolve
+from rung.progress import Quiet
 
 
 @pytest.fixture
@@ -79,3 +81,34 @@ def test_a_missing_package_is_named(tiny, monkeypatch):
     with pytest.raises(EngineError, match="no-such-package") as missing:
         exported(tiny, "encoder", "fp32")
     assert missing.value.code == "missing-extra"
+
+
+def test_what_an_export_takes_is_stated_before_it_starts(tiny, tmp_path, monkeypatch):
+    class Told(Quiet):
+        def __init__(self):
+            self.labels = []
+
+        def start(self, label, total=None):
+            self.labels.append(label)
+
+    def export(command, **settings):
+        (tmp_path / "out" / openvino_export.GRAPH).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(openvino_export.subprocess, "run", export)
+    (tmp_path / "out").mkdir()
+    told = Told()
+    arguments = (tiny.folder, tmp_path / "out", "tiny", "encoder", "int8")
+    openvino_export.export_folder(*arguments, progress=told)
+    weights = sum(file.stat().st_size for file in tiny.folder.glob("*.safetensors"))
+    known = json.dumps({"weights": weights / 4, "seconds": 45.0, "memory": 6e8})
+    remember("openvino-export-int8", known)
+    openvino_export.export_folder(*arguments, progress=told)
+    assert told.labels == [
+        "exporting tiny to OpenVINO (int8), once",
+        "exporting tiny to OpenVINO (int8), once: about 3 min and 2.4 GB of memory",
+    ]
+    now = json.loads(recall("openvino-export-int8"))  # the larger model is what is known from now on
+    assert now["weights"] == weights
+    assert now["seconds"] < 45
+    assert now["memory"] > 0

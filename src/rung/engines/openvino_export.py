@@ -6,15 +6,18 @@ none of them. It is `python -m rung.engines.openvino_export SOURCE TARGET KIND P
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
 
 from rung.errors import EngineError
-from rung.models.cache import cache_dir, publish
+from rung.models.cache import cache_dir, publish, recall, remember
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -59,18 +62,43 @@ def export_folder(
     """
     if (missing := missing_package()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
-    progress.start(f"exporting {name} to OpenVINO ({precision}), once")
+    weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    progress.start(f"exporting {name} to OpenVINO ({precision}), once{_expected(weights, precision)}")
+    began = time.monotonic()
     # -P: modules in the user's working directory must not replace ours. Rung itself may run from a source tree.
     home = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    _remember(weights, precision, time.monotonic() - began)
     if done.returncode != 0 or not (target / GRAPH).exists():
         log = [line for line in done.stderr.splitlines() if line.strip()][-LOG_LINES:]
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {done.returncode}'}"
         raise EngineError("export-failed", problem, hint="run the model with torch instead: --engine torch")
     progress.finish()
+
+
+# What an export took, by the bytes of the model's weights: seconds, and the peak of its process's memory.
+
+
+def _expected(weights: int, precision: ExportPrecision) -> str:
+    """What the export is expected to take, from the largest one that this machine has made; empty without one."""
+    known = json.loads(recall(f"openvino-export-{precision}") or "null")
+    if not known or not weights:
+        return ""
+    share = max(1.0, weights / known["weights"])  # a smaller model still imports the libraries
+    minutes, gigabytes = share * known["seconds"] / 60, share * known["memory"] / 1e9
+    return f": about {max(1, round(minutes))} min and {gigabytes:.1f} GB of memory"
+
+
+def _remember(weights: int, precision: ExportPrecision, seconds: float) -> None:
+    known = json.loads(recall(f"openvino-export-{precision}") or "null")
+    if known and known["weights"] > weights:
+        return
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest process that has ended
+    values = {"weights": weights, "seconds": seconds, "memory": memory}
+    remember(f"openvino-export-{precision}", json.dumps(values))
 
 
 def missing_package() -> str | None:
