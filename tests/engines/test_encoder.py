@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -194,3 +195,37 @@ def test_the_first_inference_runs_alone(files, monkeypatch):
     monkeypatch.setattr(OpenVinoEncoder, "_run", spy)
     open_sentence_encoder(files, backend="openvino")
     assert seen == [(True, 1)]  # two first ones at once can wait for each other for ever
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_queries_and_documents_are_read_behind_the_encoders_prompts(files, tmp_path, monkeypatch, backend, request):
+    """As sentence-transformers reads them; the weights are the built-in encoder's, so nothing is exported again."""
+    folder = tmp_path / "prompted"
+    shutil.copytree(files.folder, folder)
+    settings = {"prompts": {"query": "ask: ", "passage": "read: ", "other": "no: "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    opened = request.getfixturevalue(backend)
+    monkeypatch.setattr(opened, "files", resolve(str(folder)))
+    vars(opened).pop("prompts", None)
+    texts, plain = ["My card is lost", "word " * 400], request.getfixturevalue("torch")._model
+    try:
+        assert opened.prompts == {"query": "ask: ", "document": "read: "}
+        for role, prompt in (("query", "ask: "), ("document", "read: "), (None, "")):
+            ours = opened.embed(texts, role=role)
+            theirs = plain.encode(texts[:1], prompt=prompt, normalize_embeddings=True)
+            assert (ours[:1] * theirs).sum() > 0.99999
+            windows = opened.windows(texts[1], len(opened.encode(prompt)))
+            mean = plain.encode(windows, prompt=prompt, normalize_embeddings=True).mean(0)
+            assert (ours[1] @ mean) / np.linalg.norm(mean) > 0.99999
+    finally:
+        vars(opened).pop("prompts", None)
+
+
+def test_an_encoder_of_the_catalogue_has_its_prompts(files, openvino, monkeypatch):
+    listed = dataclasses.replace(files, reference="intfloat/multilingual-e5-small", folder=files.folder / "1_Pooling")
+    monkeypatch.setattr(openvino, "files", listed)
+    vars(openvino).pop("prompts", None)
+    try:
+        assert openvino.prompts == {"query": "query: ", "document": "passage: "}
+    finally:
+        vars(openvino).pop("prompts", None)

@@ -17,12 +17,12 @@ class WordEncoder:
 
     def __init__(self):
         self.fingerprint = "words-1"
-        self.embedded = []
+        self.embedded, self.prompts = [], {}
 
     def encode(self, text):
         return tuple(hash(word) for word in text.split())
 
-    def embed(self, texts, *, progress=None):
+    def embed(self, texts, *, role=None, progress=None):
         self.embedded += texts
         rows = [sum((self._vector(term) for term in terms(text)), np.zeros(64)) for text in texts]
         vectors = np.array(rows, np.float32).reshape(len(texts), 64)

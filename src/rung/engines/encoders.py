@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,11 +23,17 @@ from rung.engines.base import Floats
 from rung.engines.openvino_export import GRAPH, exported, folder_of, missing_package
 from rung.errors import ConfigError, EngineError, ModelError, needed_by
 from rung.models.hub import first_line, read_json, read_settings
+from rung.models.open_models import find as find_open
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 Backend = Literal["openvino", "torch"]
+Role = Literal["query", "document"]
+PROMPT_NAMES: dict[Role, tuple[str, ...]] = {  # in sentence-transformers' folders, the likeliest first
+    "query": ("query", "search_query", "retrieval.query", "web_search_query"),
+    "document": ("document", "passage", "search_document", "retrieval.passage"),
+}
 Pooling = Literal["mean", "cls", "max"]
 BATCH_TOKENS = 512  # tokens that run together: their activations stay in the cache of a core; 1024 was a tenth slower
 CHUNK = 4096  # texts tokenized and sorted together, which bounds memory
@@ -48,6 +54,14 @@ class SentenceEncoder(ABC):
         """Changes when vectors may; backends agree to rounding, so the backend is not part of it."""
         return self.files.fingerprint
 
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """What the encoder was trained to read before a `query` and a `document`: its folder's, or the catalogue's."""
+        own = _json(self.files.folder / "config_sentence_transformers.json").get("prompts") or {}
+        listed = find_open(self.files.reference)
+        found = {role: own.get(name) for role, names in PROMPT_NAMES.items() for name in reversed(names) if name in own}
+        return {role: text for role, text in (found or (listed.prompts if listed else {})).items() if text}
+
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of `text`, without special tokens."""
         return self.tokenizer.encode_plain(text)
@@ -57,14 +71,20 @@ class SentenceEncoder(ABC):
     def limit(self) -> int:
         """The largest number of tokens that are read at once, special tokens not counted."""
 
-    def windows(self, text: str) -> list[str]:
-        """The pieces in which a text is read: itself, if it is not longer than `limit`."""
+    def windows(self, text: str, room: int = 0) -> list[str]:
+        """The pieces in which a text is read, `room` tokens left free: itself, if it is not longer than `limit`."""
+        limit = max(1, self.limit - room)
         # A token has at least one character.
-        return [text] if len(text) <= self.limit else self.tokenizer.pieces(text, self.limit)
+        return [text] if len(text) <= limit else self.tokenizer.pieces(text, limit)
 
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """One unit vector per text, shape [texts, dimension]; of a longer one the mean of those of its windows."""
-        windows = [self.windows(text) for text in texts]
+    def embed(self, texts: Sequence[str], *, role: Role | None = None, progress: Progress = QUIET) -> Floats:
+        """One unit vector per text, shape [texts, dimension]; of a longer one the mean of those of its windows.
+
+        With a `role`, every text is read behind the encoder's prompt for it, if it has one.
+        """
+        prompt = self.prompts.get(role, "") if role else ""
+        room = len(self.encode(prompt)) if prompt else 0
+        windows = [[prompt + window for window in self.windows(text, room)] for text in texts]
         vectors = self._embed([window for parts in windows for window in parts], progress)
         if len(vectors) == len(texts):
             return vectors

@@ -116,7 +116,9 @@ class _Build:
         self.opened = open_location(location)
         self.tokens = _passage_tokens(corpus, encoder)
         settings = corpus.model_dump(exclude={"max_megabytes", "store"})
-        self.name = f"{PREFIX}{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint], 12)}"
+        self.name = (
+            f"{PREFIX}{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint, *encoder.prompts.items()], 12)}"
+        )
         self.table = PassageTable(self.opened.tables, self.name, len(corpus.metadata))
         overlap = self.tokens // OVERLAP if corpus.overlap_tokens is None else corpus.overlap_tokens
         self.chunker = Chunker(lambda text: len(encoder.encode(text)), self.tokens, overlap)
@@ -197,7 +199,7 @@ class _Build:
         pairs = [(document, chunk) for document, chunks in batch for chunk in chunks]
         if not pairs:
             return
-        vectors = self.encoder.embed([chunk.embedded for _, chunk in pairs], progress=self.progress)
+        vectors = self.encoder.embed([chunk.embedded for _, chunk in pairs], role="document", progress=self.progress)
         rows = [_row(document, chunk) for document, chunk in pairs]
         self.table.add({name: [row[name] for row in rows] for name in rows[0]}, vectors)
         for document, _ in batch:

@@ -261,7 +261,7 @@ class Index:
         where = condition(settings.filters, self.manifest.corpus.metadata)
         dense = words = None
         if settings.mode != "bm25":
-            dense = self._table.nearest(self.encoder.embed(queries), settings.candidates, where)
+            dense = self._table.nearest(self.encoder.embed(queries, role="query"), settings.candidates, where)
         if settings.mode != "dense":
             asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
             words = self._table.matching(asked, settings.candidates, where)
