@@ -131,6 +131,7 @@ def main() -> None:
     """Time everything in one run, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["all", *GOALS], default="all")
+    parser.add_argument("--model", default="embedded", help="such as builtin:qwen2.5-coder-1.5b")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--raw-rows", type=int, default=96, help="rows for raw openvino-genai")
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--loop-rows", type=int, default=12, help="rows for the ludwig-loop peer")
     parser.add_argument("--precision", choices=["int8", "fp32"], default="int8")
     chosen = parser.parse_args()
-    engine = open_openvino("embedded", chosen.precision)
+    engine = open_openvino(chosen.model, chosen.precision)
     chats = prompts(chosen.rows)
     lines = [("rung", chosen.rows, *timed(lambda c, n: rung_tokens(engine, c, n), chats, chosen.tokens))]
     peers = {
