@@ -36,7 +36,10 @@ def test_every_entry_is_well_formed():
         assert re.fullmatch(r"20\d\d-\d\d", model.released), model.id
         assert model.source == f"https://huggingface.co/{model.id}"
         assert model.access in ("open", "gated", None)
-        assert model.kind in ("language model", "sentence encoder")
+        assert model.kind in ("language model", "sentence encoder", "reranker")
+        assert model.thinking in ("", "no", "off", "on")
+        assert set(model.prompts) <= {"query", "document"}
+        assert not model.prompts or model.kind == "sentence encoder"
         assert model.languages is None or all(re.fullmatch(r"[a-z]{2}", code) for code in model.languages), model.id
         for score in model.scores:
             assert 0 < score.value < 100
@@ -72,6 +75,11 @@ def test_a_missing_fact_is_told_and_never_taken_for_a_yes():
     assert ("Qwen/Qwen3-8B", "languages") in [(model.id, fact) for model, fact in found.unknown]
     assert "Qwen/Qwen3-8B" not in ids(found)
     assert "google/gemma-2-9b-it" not in [*ids(found), *(model.id for model, _ in found.unknown)]  # lists English only
+
+
+def test_each_task_lists_models_of_its_kind():
+    for task, kind in {"reranking": "reranker", "similarity": "sentence encoder", "chat": "language model"}.items():
+        assert {model.kind for model in search(ModelQuery(task)).suitable} == {kind}
 
 
 def test_scores_order_models_of_a_task():

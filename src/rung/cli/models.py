@@ -47,10 +47,12 @@ def show(
     """Describe a model; one that is not here is described from the catalogue, or fetched."""
     from rung.models.checkpoint import verify
     from rung.models.embedded import find
+    from rung.models.open_models import find as find_open
     from rung.models.reference import is_cached, resolve
 
-    known = find(reference)
+    known, listed = find(reference), find_open(reference)
     about = {} if known is None else {"kind": known.kind, "source": known.source, "about": known.about}
+    about |= {name: value for name in ("thinking", "note") if listed and (value := getattr(listed, name))}
     facts: dict[str, Any]
     if known is not None and not is_cached(reference):
         facts = {name: getattr(known, name) for name in ("name", "parameters", "context", "licence")}
@@ -140,6 +142,15 @@ def search(
     unknown = [{"id": model.id, "fact": fact} for model, fact in matches.unknown]
     values = {"wanted": asdict(wanted), "models": suitable, "unknown": unknown}
     render.result(json, values, lambda: render_models.open_models(matches, wanted, machine))
+
+
+@app.command()
+def matrix(json: options.Json = False) -> None:
+    """Show what was measured of families of models, against their plain forward pass; reasons with --json."""
+    from rung.models.open_models import families
+
+    values = families()
+    render.result(json, values, lambda: render_models.matrix(values))
 
 
 def doctor(json: options.Json = False) -> None:

@@ -52,7 +52,8 @@ def open_models(matches: ModelMatches, wanted: ModelQuery, machine: Machine) -> 
         heads = ["size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks]
         figures = _aligned([heads, *(_figures(model, benchmarks, limit, machine) for model in matches.suitable)])
         licences = ["licence", *(
-            f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}" for model in matches.suitable
+            f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}"
+            f"{', thinks' if model.thinking in ('on', 'off') else ''}" for model in matches.suitable
         )]  # fmt: skip
         longest = max(map(len, names))
         fits = longest + 2 + len(figures[0]) + 2 + max(map(len, licences)) <= Console().width
@@ -86,6 +87,25 @@ def _figures(model: OpenModel, benchmarks: Sequence[str], limit: int, machine: M
         "unknown" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
         *(f"{score.value:.1f}" if score else "-" for score in scores),
     ]
+
+
+def matrix(values: Mapping[str, Any]) -> None:
+    """Print the table of families."""
+    columns = list(next(iter(values["families"].values())))
+    longest = max(map(len, values["families"]))
+    lines = _aligned([columns, *([cell(own[c]) for c in columns] for own in values["families"].values())])
+    for name, line in zip(["", *values["families"]], lines, strict=True):
+        say(f"{name:{longest}}  {line}")
+    faint("yes: equal to the model's plain forward pass; no: refused, with a reason (--json); -: nothing to compare;")
+    faint("LoRA: the share of the layers' weights that it reaches. Tiny random models, with " + ", ".join(
+        f"{name} {version}" for name, version in values["versions"].items()
+    ))  # fmt: skip
+
+
+def cell(measured: str) -> str:
+    """A cell of the table of families in one word."""
+    verdict, _, share = measured.partition(":")[0].partition(", ")
+    return {"exact": share or "yes", "n.a.": "-", "refused": "no"}.get(verdict, verdict)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

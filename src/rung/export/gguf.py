@@ -322,6 +322,8 @@ def _add_vocabulary(writer: Any, folder: Path, size: int) -> None:
         writer.add_token_list(tokens)
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(_prepends_space(definition))
+    elif not merges:
+        raise _unsupported_vocabulary("a byte-level tokenizer without merges")
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_bpe_family(definition))

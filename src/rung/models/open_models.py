@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
@@ -24,7 +24,7 @@ from rung.machine import Machine
 from rung.models.cache import cache_dir, offline
 from rung.progress import QUIET, Progress
 
-ModelKind = Literal["language model", "sentence encoder"]
+ModelKind = Literal["language model", "sentence encoder", "reranker"]
 
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "isc", "cc0-1.0", "unlicense"})
 PRECISIONS: Mapping[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes a parameter
@@ -38,6 +38,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "completion": ("MMLU", "MMLU-Pro"),
     "extraction": ("IFEval",),
     "question-answering": ("MMLU-Pro", "FACTS Grounding", "MMLU"),
+    "reranking": (),
     "reasoning": ("GSM8K", "MATH", "MATH-500"),
     "rewriting": ("IFEval",),
     "similarity": (),
@@ -45,6 +46,9 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "summarization": ("IFEval", "TLDR9+", "FACTS Grounding"),
     "translation": ("MGSM", "WMT24++"),
 }
+
+
+KINDS: Mapping[str, ModelKind] = {"similarity": "sentence encoder", "reranking": "reranker"}  # of models, by task
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,9 @@ class OpenModel:
     source: str  # of the facts
     scores: tuple[PublishedScore, ...] = ()
     checked: str = ""  # the day of a refresh from the Hub
+    thinking: str = ""  # `no`, or what the template does where nothing is said: `off`, `on`; empty where it is unknown
+    note: str = ""  # what is special when the model is customized
+    prompts: Mapping[str, str] = field(default_factory=dict)  # what an encoder expects before a `query` or `document`
 
     @property
     def permissive(self) -> bool | None:
@@ -175,7 +182,7 @@ def search(wanted: ModelQuery) -> ModelMatches:
     """
     suitable, unknown = [], []
     for model in load():
-        if (model.kind == "sentence encoder") != (wanted.task == "similarity"):
+        if model.kind != KINDS.get(wanted.task or "", "language model"):
             continue
         verdicts = _verdicts(model, wanted)
         missing = [name for name, verdict in verdicts.items() if verdict is None]
@@ -211,6 +218,12 @@ def _order(model: OpenModel, task: str | None) -> tuple[Any, ...]:
     return (score is None, -(score.value if score else 0.0), -(model.parameters or 0), model.id)
 
 
+def families() -> dict[str, Any]:
+    """What `benchmarks/model_matrix.py` measured of families of models: `versions`, and cells by family and column."""
+    table: dict[str, Any] = json.loads(resources.files("rung.models").joinpath("matrix.json").read_text("utf-8"))
+    return table
+
+
 # ---- the shipped file
 
 
@@ -233,7 +246,8 @@ def _model(entry: Mapping[str, Any]) -> OpenModel:
     return OpenModel(
         id=entry["id"], kind=entry["kind"], languages=None if languages is None else tuple(languages),
         languages_stated=entry.get("languages_stated", ""), released=entry["released"], source=entry["source"],
-        scores=scores, **optional,
+        scores=scores, thinking=entry.get("thinking", ""), note=entry.get("note", ""),
+        prompts=entry.get("prompts", {}), **optional,
     )  # fmt: skip
 
 
