@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -20,6 +19,7 @@ from rung.data.rows import Data
 from rung.data.spec import DataSource, TaskSpec
 from rung.display import card
 from rung.errors import ConfigError, Location, suggest
+from rung.jsonfile import read_object
 from rung.yamlfile import YamlFile, read_yaml
 
 if TYPE_CHECKING:
@@ -90,12 +90,10 @@ class Task(TaskSpec):
         name, where = self.output.json_schema, parsed.where(("output", "schema"))
         if not isinstance(name, str):
             return self
-        try:
-            schema = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError("bad-constraint", f"the schema {name!r} cannot be read: {error}", where=where) from error
-        if not isinstance(schema, dict):
-            raise ConfigError("bad-constraint", f"the schema {name!r} is not a JSON object", where=where)
+        schema = read_object(
+            folder / name,
+            lambda what: ConfigError("bad-constraint", f"the schema {name!r} {what}", where=where),
+        )
         return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
 
     @contextmanager

@@ -158,7 +158,9 @@ def test_a_pipe_in_a_model_folder_is_not_opened(model):
     refused("model-unsafe", lambda: resolve(str(model)), "no regular file")
 
 
-@pytest.mark.parametrize("config", ['{"architectures": {}}', '{"architectures": 3}', '{"text_config": [1]}'])
+@pytest.mark.parametrize(
+    "config", ['{"architectures": {}}', '{"architectures": 3}', '{"text_config": [1]}', '{"n_ctx": -1}']
+)
 def test_odd_settings_of_a_model_are_no_traceback(model, config):
     (model / "config.json").write_text(config)
     refused("context-unknown", lambda: resolve(str(model)))
@@ -344,3 +346,13 @@ def test_a_model_does_not_control_the_terminal(monkeypatch):
     assert not {"\x7f", "\x9b", "\u202e"} & set(terminal.text)
     assert "é中\u200c\u00a0🙂\te\nf\n" in terminal.text
     assert pipe.text == f"{HOSTILE}\n" + json.dumps({"text": HOSTILE}, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("schema", ["/dev/zero", "deep.json"])
+def test_a_schema_that_a_task_names_is_bounded(tmp_path, schema):
+    (tmp_path / "deep.json").write_text(DEEP)
+    (tmp_path / "task.yaml").write_text(
+        f"name: t\ninstruction: i\ninputs: [text]\noutput: {{kind: json, column: a, schema: {schema}}}\n"
+        "data: {train: a.csv}\n"
+    )
+    refused("bad-constraint", lambda: Task.load(tmp_path / "task.yaml"), "task.yaml:4")

@@ -148,7 +148,7 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
     if resume:
         for folder in reversed(taken):
             file = folder / "climb.json"
-            if file.is_file() and file.read_text() == text:
+            if file.is_file() and file.read_bytes() == text.encode():
                 return RunStore(folder, budget)
     folder = next(root / n for n in numbered if root / n not in taken)
     try:

@@ -146,7 +146,7 @@ def _context(folder: Path, config: dict[str, Any]) -> int:
     text = config.get("text_config")
     for values in (config, text if isinstance(text, dict) else {}):
         for key in CONTEXT_KEYS:
-            if isinstance(values.get(key), int):
+            if isinstance(values.get(key), int) and values[key] > 0:
                 return int(values[key])
     problem = f"{folder / 'config.json'} does not say how many tokens the model can read"
     raise ModelError("context-unknown", problem, hint='add "max_position_embeddings" to it')
