@@ -31,7 +31,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from _common import EXAMPLES, finish
+from _common import finish
 
 RUNG = [sys.executable, "-W", "ignore", "-m", "rung"]
 MOST_IN_A_ROW = 10
@@ -182,16 +182,20 @@ def of_training(kills: int, moments: Moments) -> int:
 
 
 def of_indexing(kills: int, moments: Moments) -> int:
-    """The index of the example's documents."""
+    """The index of 20 short documents."""
 
     def start(folder: Path) -> list[str]:
-        shutil.copytree(EXAMPLES / "documents", folder, dirs_exist_ok=True)
+        rows(folder)
+        (folder / "task.yaml").write_text(f"{TASK}model: embedded\ncorpus: {{files: documents/}}\n")
+        (folder / "documents").mkdir()
+        for number in range(20):
+            text = "".join(f"Part {part} of document {number} is about {number * part}.\n" for part in range(40))
+            (folder / "documents" / f"{number}.txt").write_text(text)
         return [*RUNG, "index", "build", "task.yaml", "--quiet"]
 
     def read(folder: Path) -> Any:
-        found = json.loads(whole([*RUNG, "index", "search", "task.yaml", "how are topics grouped?", "--json"], folder))
-        passages = found if isinstance(found, list) else found.get("passages", found)
-        return [each.get("text") for each in passages], [each.name for each in folder.rglob("*.lock")]
+        told = json.loads(whole([*RUNG, "index", "search", "task.yaml", "part 7 of document 3", "--json"], folder))
+        return told, [each.name for each in folder.rglob("*.lock")]
 
     return resumed(kills, moments, start, read)
 
