@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from rung.retrieval.chunking import Chunker
+from rung.retrieval.chunking import Chunker, sentence_spans, unwrapped
 
 
 def words(text):
@@ -86,6 +86,49 @@ def test_sentences_end_in_other_scripts():
     chunks = Chunker(len, 30, 0).cut(text, "", markdown=False)
     assert "".join(text[c.start : c.end] for c in chunks) == text
     assert all(text[c.start : c.end].endswith("。") and c.end - c.start <= 30 for c in chunks)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (
+            "The pressure of a cold boiler is between 1.2 and\n1.6 bar; above it the valve opens.",
+            ["The pressure of a cold boiler is between 1.2 and\n1.6 bar;", "above it the valve opens."],
+        ),
+        (
+            "1. The first item is so long that the editor\n   breaks it\n2. Two\n- Three",
+            ["1. The first item is so long that the editor\n   breaks it", "2. Two", "- Three"],
+        ),
+        ("Acme Ltd\n12 High Street\nLondon", ["Acme Ltd", "12 High Street", "London"]),
+        (
+            "name: a long value that fills the line to its end\ncolour: blue or green",
+            ["name: a long value that fills the line to its end", "colour: blue or green"],
+        ),
+        (
+            "The writer broke this line here himself  \nand went on",
+            ["The writer broke this line here himself", "and went on"],
+        ),
+        ("Setext\n------\nText.\n\nName | Code\n--- | ---\nlid | 7", ["Text.", "Name | Code\n--- | ---\nlid | 7"]),
+        ("---\ntitle: Kettle\n---\nText.\n\n```python\nx = 1\ny\n```", ["Text.", "x = 1", "y"]),
+    ],
+)
+def test_sentences_go_on_where_lines_were_broken(text, sentences):
+    assert [text[start:end] for start, end in sentence_spans(text)] == sentences
+
+
+def test_a_sentence_is_written_on_one_line():
+    assert (
+        unwrapped("the autho-\n  rization is well-\nknown and well-known")
+        == "the authorization is well-known and well-known"
+    )
+    assert unwrapped("東京\nです") == "東京です"
+    assert unwrapped("| a |\n| b |") == "| a |\n| b |"
+
+
+def test_headings_may_be_underlined():
+    text = f"Guide\n=====\n\n{LONG[:200]}\n\nReturns\n-------\n\n{LONG[:200]}"
+    assert {chunk.title for chunk in cut(text)} == {"", "Guide", "Guide > Returns"}
+    assert cut(text)[-1].title == "Guide > Returns"
 
 
 @pytest.mark.parametrize("text", ["", "  \n\n ", "\n"])

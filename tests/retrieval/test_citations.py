@@ -4,7 +4,7 @@ from grounded import passage, rows_of
 from rung.data.rows import Span
 from rung.retrieval.passage import cited, resolve
 
-THREE = [passage("a.md", "Alpha.", 10), passage("b.pdf", "Beta.", 0, page=3), passage("c.md", "Gamma.")]
+THREE = [passage("a.md", "Alpha [2] was first.", 10), passage("b.pdf", "Beta.", 0, page=3), passage("c.md", "Gamma.")]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,12 @@ THREE = [passage("a.md", "Alpha.", 10), passage("b.pdf", "Beta.", 0, page=3), pa
         ("Mixed [1, 9] [1]", "Mixed [1, 9]", [1]),
         ("[0] none", "[0] none", []),
         ("plain", "plain", []),
+        ("The second is arr[1], then f(x)[2].", "The second is arr[1], then f(x)[2].", []),
+        ("[1, 3]", "[1, 3]", []),
+        ("It gives x = [1, 3] [2].", "It gives x = [1, 3].", [2]),
+        ("Use `a [1]`. [2]", "Use `a [1]`.", [2]),
+        ("Alpha [2] is older [1].", "Alpha [2] is older.", [1]),  # a reference of the document's own
+        ("東京です[1]。", "東京です。", [1]),
     ],
 )
 def test_marks_that_name_passages_are_taken_out_and_resolved(written, text, numbers):
@@ -26,8 +32,8 @@ def test_marks_that_name_passages_are_taken_out_and_resolved(written, text, numb
 
 
 def test_a_citation_says_where_it_stands():
-    _, (first, second) = resolve("[1] [2]", THREE)
-    assert str(first) == "[1] a.md, characters 10 to 16"
+    _, (first, second) = resolve("Yes [1] [2]", THREE)
+    assert str(first) == "[1] a.md, characters 10 to 30"
     assert str(second) == "[2] b.pdf, page 3, characters 0 to 5"
     assert second.as_dict() == {
         "number": 2, "document": "b.pdf", "title": "T", "page": 3, "start": 0, "end": 5, "text": "Beta."

@@ -1,14 +1,23 @@
 import os
 import zipfile
+from email.message import EmailMessage
 
 import docx
 import pytest
+from docx.oxml import parse_xml
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from pypdf.generic import (
+    ArrayObject,
+    DecodedStreamObject,
+    DictionaryObject,
+    NameObject,
+    NumberObject,
+    TextStringObject,
+)
 
 from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError
-from rung.retrieval import documents as formats
+from rung.retrieval import packages
 from rung.retrieval.documents import list_sources, read_documents
 
 
@@ -68,7 +77,7 @@ def test_html_becomes_markdown(docs):
     assert problems == {}
     assert found["docs/a.html"].title == "Prices & more"
     assert found["docs/a.html"].text == (
-        "# Prices\n\nAll in EUR.\n\n- one\n\n- two\n\n| Item | Cost/net |\n| Box | 5 |\n\nEnd\nhere"
+        "# Prices\n\nAll in EUR.\n\n- one\n\n- two\n\n| Item | Cost/net |\n| Box | 5 |\n\nEnd  \nhere"
     )
     assert found["docs/latin.htm"].text == "Größe"
 
@@ -119,7 +128,7 @@ def test_word_files(docs, monkeypatch):
     with zipfile.ZipFile(docs / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as parts:
         for part in range(6):
             parts.writestr(f"{part}.xml", bytes(1_000_000))
-    monkeypatch.setattr(formats, "MAX_UNPACKED", 5_000_000)
+    monkeypatch.setattr(packages, "MAX_UNPACKED", 5_000_000)
     found, problems = read(docs.parent)
     assert set(found) == {"docs/book.docx"}
     assert found["docs/book.docx"].title == "Handbook"
@@ -127,6 +136,144 @@ def test_word_files(docs, monkeypatch):
     assert problems["docs/locked.docx"].what.startswith("is encrypted")
     assert problems["docs/torn.docx"].what.startswith("is broken: BadZipFile")
     assert problems["docs/bomb.docx"].what == "unpacks to 6 MB"
+
+
+WORD = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+
+
+def test_word_keeps_what_a_person_sees(docs):
+    document = docx.Document()
+    section = document.sections[0]
+    section.header.paragraphs[0].text = "Contract 7741-B"
+    paging = section.footer.paragraphs[0]
+    paging.text = "Page 3 of 9"
+    paging._p.append(parse_xml(f"<w:r {WORD}><w:instrText> PAGE </w:instrText></w:r>"))
+    section.footer.add_paragraph("Valid until 2031")
+    paragraph = document.add_paragraph("Notice is ")
+    for part in (
+        '<w:ins w:id="1"><w:r><w:t>ninety</w:t></w:r></w:ins>',
+        '<w:del w:id="2"><w:r><w:delText>sixty</w:delText></w:r></w:del>',
+        '<w:r><w:t xml:space="preserve"> days</w:t><w:noBreakHyphen/></w:r>',
+        "<w:r><w:rPr><w:vanish/></w:rPr><w:t>secret</w:t></w:r>",
+        '<w:sdt><w:sdtContent><w:r><w:t>net</w:t></w:r></w:sdtContent></w:sdt>'
+        '<w:r><w:footnoteReference w:id="7"/></w:r>',
+        "<w:r><w:pict><w:txbxContent><w:p><w:r><w:t>Call 4711.</w:t></w:r></w:p></w:txbxContent></w:pict></w:r>",
+    ):  # fmt: skip
+        for element in list(parse_xml(f"<w:p {WORD}>{part}</w:p>")):
+            paragraph._p.append(element)
+    control = f"<w:sdt {WORD}><w:sdtContent><w:p><w:r><w:t>Borealis of Kiel</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+    document.element.body.insert(1, parse_xml(control))
+    table = document.add_table(rows=3, cols=2)
+    table.cell(0, 0).merge(table.cell(0, 1)).text = "Prices"
+    table.cell(1, 0).merge(table.cell(2, 0)).text = "Plus"
+    table.cell(1, 1).add_table(rows=1, cols=2).cell(0, 1).text = "15 percent"
+    document.save(str(docs / "plain.docx"))
+    words = "<w:p><w:r><w:t>Not in leap years.</w:t></w:r></w:p>"
+    note = f'<w:footnotes {WORD}><w:footnote w:id="7">{words}</w:footnote></w:footnotes>'
+    link = '<Relationship Id="{0}" Type="http://x/{0}" Target="{0}.xml"/>'
+    with zipfile.ZipFile(docs / "plain.docx") as old, zipfile.ZipFile(docs / "all.docx", "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "word/_rels/document.xml.rels":
+                links = link.format("footnotes") + link.format("chart")
+                data = data.replace(b"</Relationships>", links.encode() + b"</Relationships>")
+            new.writestr(name, data)
+        new.writestr("word/footnotes.xml", note)
+    (docs / "plain.docx").unlink()
+    found, problems = read(docs.parent)
+    assert found["docs/all.docx"].text.split("\n\n") == [
+        "Contract 7741-B", "Notice is ninety days-net", "Not in leap years.", "Call 4711.", "Borealis of Kiel",
+        "| Prices |\n| Plus | 15 percent |\n|  |  |", "Valid until 2031",
+    ]  # fmt: skip
+    assert problems["docs/all.docx"].what == "1 charts, diagrams or embedded documents are not read"
+
+
+def test_slides_books_and_mails(docs):
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    rels = "<Relationships>{}</Relationships>".format
+    names = {
+        "_rels/.rels": rels(f'<Relationship Id="r" Type="{office}/officeDocument" Target="ppt/presentation.xml"/>'),
+        "ppt/presentation.xml": f'<p xmlns:r="{office}"><sldId id="9" r:id="b"/><sldId id="8" r:id="a"/></p>',
+        "ppt/_rels/presentation.xml.rels": rels(
+            f'<Relationship Id="a" Type="{office}/slide" Target="slides/1.xml"/>'
+            f'<Relationship Id="b" Type="{office}/slide" Target="/ppt/slides/2.xml"/>'
+        ),
+        "ppt/slides/1.xml": "<s><tbl><tr><tc><p><t>a</t></p></tc><tc><p><t>5</t></p></tc></tr></tbl></s>",
+        "ppt/slides/2.xml": '<s><sp><ph type="title"/><p><t>Costs</t></p></sp>'
+        "<sp><p><t>One</t><br/><t>two</t></p></sp></s>",
+    }
+    with zipfile.ZipFile(docs / "talk.pptx", "w") as parts:
+        for name, text in names.items():
+            parts.writestr(name, text)
+    with zipfile.ZipFile(docs / "novel.epub", "w") as parts:
+        parts.writestr("META-INF/container.xml", '<c><rootfile full-path="OPS/book.opf"/></c>')
+        parts.writestr(
+            "OPS/book.opf",
+            '<p><title>The Sea</title><item id="x" href="a%20b.xhtml"/><item id="y" href="z.xhtml"/>'
+            '<itemref idref="y"/><itemref idref="x"/></p>',
+        )
+        parts.writestr("OPS/a b.xhtml", '<?xml version="1.0" encoding="utf-8"?><html><h1>One</h1><p>Größe</p></html>')
+    mail = EmailMessage()
+    mail["Subject"], mail["From"] = "Offer", "ann@example.org"
+    mail.set_content("It costs 5 EUR.")
+    mail.add_attachment(b"x", maintype="application", subtype="pdf", filename="offer.pdf")
+    (docs / "offer.eml").write_bytes(bytes(mail))
+    found, problems = read(docs.parent)
+    talk = found["docs/talk.pptx"]
+    assert [talk.text[start:].strip() for start in talk.pages] == ["## Costs\n\nOne two\n\n| a | 5 |", "| a | 5 |"]
+    novel = found["docs/novel.epub"]
+    assert (novel.title, novel.text) == ("The Sea", "# One\n\nGröße")
+    offer = found["docs/offer.eml"]
+    assert (offer.title, offer.text) == ("Offer", "Subject: Offer\nFrom: ann@example.org\n\nIt costs 5 EUR.")
+    told = {source: problem.what for source, problem in problems.items()}
+    assert told == {"docs/offer.eml": "1 attachments are not read", "docs/novel.epub": "1 chapters are missing"}
+
+
+def test_html_keeps_code_and_leaves_out_what_is_hidden(docs):
+    (docs / "a.html").write_text(
+        '<nav>Home</nav><div role="navigation">Login</div><p hidden>no</p>'
+        '<div style="color:red; DISPLAY: none">no</div>'
+        "<dialog>no</dialog><details><summary>More</summary>Gift cards.</details><select><option>A<option>B</select>"
+        "<pre><code># no heading\n\n\nx  = 1 | 2\n</code></pre>sub&shy;scrip&shy;tion"
+    )
+    found, _ = read(docs.parent)
+    assert found["docs/a.html"].text == (
+        "More\n\nGift cards.\n\nA B\n\n```\n# no heading\n\n\nx  = 1 | 2\n```\n\nsubscription"
+    )
+
+
+def test_markdown_titles(docs):
+    (docs / "a.md").write_text('---\ntitle: "The kettle"\ntags: [a]\n---\n\nText')
+    (docs / "b.md").write_text("\nThe pump\n========\n\nText")
+    (docs / "c.md").write_text("---\n\nNo front matter. Really\n\n---\n")
+    found, _ = read(docs.parent)
+    assert [one.title for one in found.values()] == ["The kettle", "The pump", "c"]
+
+
+def test_pdf_words_are_joined_and_forms_are_read(docs):
+    lines = ["The autho-", "rization of a well-", "known office.", "A well-known form, Baden-", "Baden \\(\\256\\)"]
+    write_pdf(docs / "a.pdf", [f"{') Tj 0 -14 Td ('.join(lines)}"])
+    writer = PdfWriter(clone_from=str(docs / "a.pdf"))
+    fields = [("Name", TextStringObject("Ann Lee"), "/Tx", 0), ("Old", TextStringObject("gone"), "/Tx", 2)]
+    writer.pages[0][NameObject("/Annots")] = ArrayObject(
+        DictionaryObject(
+            {NameObject("/Subtype"): NameObject("/Widget"), NameObject("/T"): TextStringObject(name),
+             NameObject("/V"): value, NameObject("/FT"): NameObject(kind), NameObject("/F"): NumberObject(flag)}
+        )
+        for name, value, kind, flag in fields
+    )  # fmt: skip
+    writer.write(docs / "a.pdf")
+    found, _ = read(docs.parent)
+    assert found["docs/a.pdf"].text.rstrip() == (
+        "The authorization of a well-known office.\nA well-known form, Baden-Baden (fi)\nName: Ann Lee"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_text_in_two_bytes_a_character_is_read(docs, encoding):
+    (docs / "a.txt").write_bytes("Маяк 東京".encode(encoding))
+    found, problems = read(docs.parent, encoding=encoding)
+    assert (problems, found["docs/a.txt"].text) == ({}, "Маяк 東京")
 
 
 def test_every_file_that_is_left_out_is_told(docs, tmp_path):

@@ -19,7 +19,7 @@ from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
-from rung.retrieval.chunking import sentence_spans
+from rung.retrieval.chunking import sentence_spans, unwrapped
 from rung.retrieval.passage import Citation, Passage
 from rung.retrieval.retriever import Retrieved
 
@@ -102,7 +102,7 @@ class SentenceDecoder(Promptless):
         answers = []
         for query, hits, candidates in zip(queries, retrieved, sentences, strict=True):
             quoted = () if retriever.refuses(hits) else self.chosen(candidates)
-            text = " ".join(sentence.passage.text for sentence in quoted) or retriever.refusal
+            text = " ".join(unwrapped(sentence.passage.text) for sentence in quoted) or retriever.refusal
             texts = () if self.lexicon else (sentence.passage.text for sentence in candidates)
             read = sum(len(encoder.encode(text)) for text in (query, *texts))
             answers.append(

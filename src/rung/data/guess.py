@@ -50,7 +50,10 @@ PROMPT_NAMES = (
 OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
 CHOICES = ("choices", "options", "candidates")  # lists, of which the answer is one
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-DOCUMENTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx")  # read as a corpus
+DOCUMENTS = (  # read as a corpus
+    ".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm", ".pptx", ".pptm", ".epub",
+    ".eml",
+)  # fmt: skip
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 DEFAULT_TOKENS = 256  # the longest answer of a task that names no `max_tokens`
 

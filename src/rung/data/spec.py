@@ -269,8 +269,8 @@ class Corpus(Section):
     """The documents in which answers are looked up."""
 
     files: str | list[str] = Field(
-        description="Files, folders and globs (txt, md, html, pdf, docx; csv, tsv, jsonl, json, parquet: a row is a "
-        "document), or hf:org/name[:config][#split].",
+        description="Files, folders and globs (txt, md, html, pdf, docx, pptx, epub, eml; csv, tsv, xlsx, jsonl, json, "
+        "parquet: a row is a document), or hf:org/name[:config][#split].",
         examples=["manuals/", ["handbook.pdf", "faq.csv", "notes/**/*.md"]],
     )
     text_column: str | None = Field(None, description="Text column of tables; default: all, as `name: value` lines.")

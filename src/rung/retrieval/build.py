@@ -22,6 +22,7 @@ from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import Chunk, Chunker
 from rung.retrieval.documents import CorpusSource, Listing, Problem, SourceDocument, list_sources, read_documents
+from rung.retrieval.formats import rejoined
 from rung.retrieval.index import FORMAT, Index, Manifest, read_manifest, terms
 from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location
 
@@ -257,7 +258,7 @@ def _row(document: SourceDocument, chunk: Chunk) -> dict[str, Any]:
         "source": document.source,
         "title": chunk.title,
         "text": document.text[chunk.start : chunk.end],
-        "terms": " ".join(terms(chunk.embedded)),
+        "terms": " ".join(terms(rejoined([chunk.embedded])[0])),
         "page": bisect.bisect_right(document.pages, chunk.start) if document.pages else None,
         "start": chunk.start,
         "end": chunk.end,

@@ -13,13 +13,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rung.retrieval.formats import FRONT_MATTER, rejoined
+
 TokenCounter = Callable[[str], int]  # without special tokens
 
 HEADING = re.compile(r"(#{1,6})[ \t]++([^\n]+)\n?\Z")
+UNDERLINE = re.compile(r"(=+|--+)[ \t]*$")  # below a heading
+DELIMITER = re.compile(r"\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?$")  # below the first row of a table
 FENCE = re.compile(r"[ \t]*(```|~~~)")
 LINE = re.compile(r"[^\n]*\n|[^\n]+$")
 # The end of a sentence: Latin, Greek, Arabic and Indic marks before a space; East Asian ones anywhere.
 SENTENCE_END = re.compile(r"[.!?…؟۔।;]['\"”’»)\]]*(?=\s)|[。！？]['\"”’」』）]*|\n")
+ITEM = re.compile(r"[ \t]*(?:[-*+•‣◦▪·–—>]|\(?(?:\d{1,3}|[A-Za-z])[.)])[ \t]")  # the beginning of a list item or quote
+LABELLED = re.compile(r"[ \t]*[^\s:][^:\n.!?]{0,40}:[ \t]")  # `name: value`
+SHORT, WIDE = 30, 160  # characters of a line that was broken to fit a page are between them
+FULL = 0.75  # of the longest line of the paragraph: what a broken line fills, with the next word
 TITLE_SHARE = 4  # titles and headings may fill a fourth of what is embedded
 FULL_ENOUGH = 0.5  # from this share of the budget on, a passage ends where a paragraph or a section does
 CHARACTERS_PER_TOKEN = 16  # some vocabularies read a word of any length as one unknown token; text has about 4
@@ -148,23 +156,38 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
 
 
+def unwrapped(text: str) -> str:
+    """Write a piece of a document on one line, unless it is a table."""
+    if "|" in text:
+        return text
+    text = " ".join(line.strip() for line in rejoined([text])[0].split("\n"))
+    return re.sub(r"(?<=[\u3001-\u9fff]) (?=[\u3001-\u9fff])", "", text)
+
+
 def _units(text: str, markdown: bool, cost: TokenCounter) -> Iterator[_Unit]:
     """Yield headings, sentences, tables and lines of code in order."""
     headings: dict[int, str] = {}
     for kind, block_start, block_end in _blocks(text, markdown):
-        if kind == "heading" and (match := HEADING.match(text[block_start:block_end])):
-            level = len(match[1])
-            headings = {above: words for above, words in headings.items() if above < level}
-            path = tuple(headings.values())  # without the heading itself: the chunk shows it
-            headings[level] = match[2].rstrip(" \t#") or match[2][0]
-        else:
+        path = tuple(headings.values())  # without the heading itself: the chunk shows it
+        if kind == "heading":
+            level, words = _heading(text[block_start:block_end])
+            headings = {above: shown for above, shown in headings.items() if above < level}
             path = tuple(headings.values())
+            headings[level] = words
         begins = True
         for start, end in _pieces(text, kind, block_start, block_end):
             start, end = _stripped(text, start, end)
             if start < end:
                 yield _Unit(start, end, kind, cost(text[start:end]), path, begins)
                 begins = False
+
+
+def _heading(block: str) -> tuple[int, str]:
+    """Read the level and the words of a heading, with `#` before it or a line below it."""
+    first, _, below = block.strip().partition("\n")
+    if match := HEADING.match(first):
+        return len(match[1]), match[2].rstrip(" \t#") or match[2][0]
+    return (1 if below.lstrip().startswith("=") else 2), first.strip()
 
 
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
@@ -174,7 +197,8 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
             continue
         for piece in _pieces(text, kind, block_start, block_end):
             start, end = _stripped(text, *piece)
-            if any(character.isalnum() for character in text[start:end]):
+            bare = kind == "code" and FENCE.match(text, start)
+            if not bare and any(character.isalnum() for character in text[start:end]):
                 yield start, end
 
 
@@ -183,19 +207,44 @@ def _pieces(text: str, kind: BlockKind, start: int, end: int) -> Iterator[tuple[
     if kind in ("heading", "table"):
         yield start, end
         return
-    separator = SENTENCE_END if kind == "sentence" else re.compile(r"\n")
-    for match in separator.finditer(text, start, end):
+    width = 0 if kind == "code" else max(len(line.strip()) for line in text[start:end].split("\n"))
+    for match in (re.compile(r"\n") if kind == "code" else SENTENCE_END).finditer(text, start, end):
+        if match[0] == "\n" and kind == "sentence" and _goes_on(text, match.start(), end, width):
+            continue
+        if match[0] == "." and ITEM.fullmatch(text, text.rfind("\n", 0, match.start()) + 1, match.end() + 1):
+            continue  # the number of a list item
         yield start, match.end()
         start = match.end()
     yield start, end
 
 
+def _goes_on(text: str, position: int, end: int, width: int) -> bool:
+    """Whether the sentence goes on behind the line end at `position`, as where a program broke the lines to fit a page.
+
+    `width` is that of the paragraph's longest line. A line that has room for the next word was ended by its writer.
+    """
+    line = text[text.rfind("\n", 0, position) + 1 : position]
+    following = text[position + 1 : end].partition("\n")[0]
+    length = len(line.strip())
+    if not any(map(str.isalnum, following)) or ITEM.match(following) or line.endswith(("  ", "\\")):
+        return False
+    if LABELLED.match(line) and LABELLED.match(following):
+        return False
+    word = following.split()[0]
+    if word[0].islower() and (length >= SHORT or 2 * length >= width > SHORT):
+        return True
+    return SHORT <= length <= WIDE and length + len(word) >= FULL * width
+
+
 def _blocks(text: str, markdown: bool) -> Iterator[tuple[BlockKind, int, int]]:
     """Yield headings, tables, code and paragraphs with their spans; blank lines divide paragraphs."""
     open_kind: BlockKind | None = None
-    begin, fence = 0, ""
-    for line in LINE.finditer(text):
+    front = FRONT_MATTER.match(text) if markdown else None
+    lines = list(LINE.finditer(text, front.end() if front else 0))
+    begin, fence, underline = 0, "", -1
+    for number, line in enumerate(lines):
         words = line[0].strip()
+        below = lines[number + 1][0].strip() if markdown and number + 1 < len(lines) else ""
         kind: BlockKind | None
         if fence:
             kind = "code"
@@ -204,10 +253,14 @@ def _blocks(text: str, markdown: bool) -> Iterator[tuple[BlockKind, int, int]]:
             kind, fence = "code", mark[1]
         elif not words:
             kind = None
+        elif number == underline:
+            continue  # a part of the heading above it
         elif markdown and HEADING.match(words):
             kind = "heading"
-        elif markdown and words.startswith("|"):
+        elif markdown and _in_table(words, below, open_kind):
             kind = "table"
+        elif open_kind != "sentence" and not ITEM.match(line[0]) and UNDERLINE.match(below) and words != below:
+            kind, underline = "heading", number + 1
         else:
             kind = "sentence"
         if kind != open_kind or kind == "heading":
@@ -216,3 +269,10 @@ def _blocks(text: str, markdown: bool) -> Iterator[tuple[BlockKind, int, int]]:
             open_kind, begin = kind, line.start()
     if open_kind is not None:
         yield open_kind, begin, len(text)
+
+
+def _in_table(words: str, below: str, open_kind: BlockKind | None) -> bool:
+    """Whether a line is a row: it begins with a bar, goes on with a table, or is the first before its delimiter row."""
+    if words.startswith("|"):
+        return True
+    return "|" in words and (open_kind == "table" or ("|" in below and DELIMITER.match(below) is not None))

@@ -1,21 +1,14 @@
-"""Find and read the documents of a corpus: text, Markdown, HTML, PDF and Word files, and the rows of tables.
+"""Find and read the documents of a corpus: files of text in many formats, and the rows of tables.
 
-HTML and Word become Markdown: `#` headings, `- ` items and tables of `|`, the structure that chunking reads. Of a PDF,
-only the text and the beginning of each page are kept. A file that cannot be read is a problem in the listing; the
-others are read all the same.
+A file that cannot be read is a problem in the listing; the others are read all the same.
 """
 
 from __future__ import annotations
 
 import glob
-import logging
 import os
-import re
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,24 +25,35 @@ from rung.data.sources import (
     detect_encoding,
     kind_of,
     read_rows,
-    read_text,
-    wide,
 )
 from rung.data.spec import Corpus
-from rung.errors import ConfigError, DataError, MachineError, needed_by
+from rung.errors import ConfigError, DataError
 from rung.models.cache import known_sha256
+from rung.retrieval.formats import (
+    Contents,
+    UnreadableError,
+    plain_text,
+    read_html,
+    read_mail,
+    read_markdown,
+    read_pdf,
+    refuse_binary,
+)
+from rung.retrieval.packages import read_docx, read_epub, read_pptx
 
 STREAMED = set(READERS) - {".json", ".xlsx", ".xlsm"}  # read row by row, so that their size does not matter
-BINARY_BYTES = 8192  # a NUL in the first bytes marks a binary file
-OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones
-MAX_UNPACKED = 500_000_000  # bytes of a Word file's parts together: a small file may unpack to anything
-SKIPPED = {"head", "script", "style", "noscript", "template", "svg", "iframe", "object"}
-BLOCKS = {
-    "p", "div", "section", "article", "header", "footer", "main", "nav", "aside", "ul", "ol", "li", "dl", "dt", "dd",
-    "pre", "blockquote", "figure", "figcaption", "form", "fieldset", "address", "hr", "table", "caption", "h1", "h2",
-    "h3", "h4", "h5", "h6",
-}  # fmt: skip
-CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
+
+TEXTS = (".txt", ".text", ".md", ".markdown")
+_READERS: dict[str, Callable[[Path, str], Contents]] = {
+    **dict.fromkeys((".txt", ".text"), lambda path, encoding: Contents(plain_text(path, encoding))),
+    **dict.fromkeys((".md", ".markdown"), read_markdown),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
+    ".pdf": read_pdf,
+    **dict.fromkeys((".docx", ".docm"), read_docx),
+    **dict.fromkeys((".pptx", ".pptm"), read_pptx),
+    ".epub": read_epub,
+    ".eml": read_mail,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +101,6 @@ class Listing:
 
     sources: list[CorpusSource] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-
-
-class UnreadableError(Exception):
-    """A file that cannot be read, and why; `read_documents` turns it into a problem."""
 
 
 def list_sources(corpus: Corpus, base: Path) -> Listing:
@@ -210,7 +210,7 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> Co
 def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
     """Yield the rows of a table as documents; rows before a broken one are kept."""
     if source.path is not None and source.path.suffix.lower() in TEXT_KINDS:
-        refuse_binary(source.path)
+        refuse_binary(source.path, corpus.encoding)
     seen: set[str] = set()
     empty = 0
     try:
@@ -259,178 +259,3 @@ def _row_document(source: CorpusSource, number: str, values: dict[str, Any], cor
     metadata = tuple(value(column) for column in corpus.metadata)
     size = len(text.encode("utf-8", "replace"))
     return SourceDocument(f"{source.id}:{name}", source.id, title, text, metadata=metadata, size=size)
-
-
-def refuse_binary(path: Path) -> None:
-    """Refuse a file with a NUL in its first bytes that is not text in UTF-16 or UTF-32."""
-    with path.open("rb") as file:
-        head = file.read(BINARY_BYTES)
-    if b"\0" in head and not wide(head):
-        raise UnreadableError("is binary, not text")
-
-
-def plain_text(path: Path, encoding: str) -> str:
-    """Read a text file; a binary one is unreadable."""
-    refuse_binary(path)
-    return read_text(path, encoding)
-
-
-# ---- formats
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The text of a file. `title` is empty where the file has none; `problem` names the part that cannot be read."""
-
-    text: str
-    title: str = ""
-    markdown: bool = False
-    pages: tuple[int, ...] = ()
-    problem: str = ""
-
-
-def read_markdown(path: Path, encoding: str) -> Contents:
-    """Read Markdown as it is; its first line, where that is a heading of the first level, is the title."""
-    text = plain_text(path, encoding)
-    first = text.lstrip().partition("\n")[0]
-    return Contents(text, first[2:].strip(" #\r") if first.startswith("# ") else "", markdown=True)
-
-
-def read_html(path: Path, encoding: str) -> Contents:
-    """Read HTML as Markdown, without scripts, styles and other hidden parts."""
-    etree, html = _library("lxml.etree"), _library("lxml.html")
-    declared = CHARSET.search(path.read_bytes()[:2048])
-    named = declared[1].decode("ascii") if declared else encoding
-    try:
-        "".encode("utf-8" if named == AUTO else named)
-    except LookupError:
-        raise UnreadableError(f"declares the unknown encoding {named!r}") from None
-    text = plain_text(path, named)
-    parser = html.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
-    try:
-        root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
-    except (etree.ParserError, etree.XMLSyntaxError) as problem:
-        raise UnreadableError(f"is not HTML: {problem}") from None
-    limit = next((entry.message for entry in parser.error_log if entry.type_name == "ERR_RESOURCE_LIMIT"), "")
-    cut = f"is read only up to a limit: {limit.partition(', use')[0]}" if limit else ""
-    title = " ".join((root.findtext(".//title") or "").split())
-    return Contents(_markdown(etree, root), title, markdown=True, problem=cut)
-
-
-def read_pdf(path: Path, _encoding: str) -> Contents:
-    """Read the text of a PDF page by page; a PDF names its own encoding."""
-    pypdf = _library("pypdf")
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity that it copes with
-    try:
-        reader = pypdf.PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableError("is encrypted: save it without a password")
-        pages = [page.extract_text() for page in reader.pages]
-    except (UnreadableError, OSError, MachineError):
-        raise
-    except pypdf.errors.DependencyError as problem:
-        raise UnreadableError(f"is encrypted: {problem}") from None
-    except Exception as problem:  # the library raises any error on a broken PDF
-        raise UnreadableError(f"is broken: {type(problem).__name__}: {problem}") from problem
-    texts = [page.replace("\0", "").rstrip() + "\n\n" for page in pages]
-    starts = tuple(accumulate((len(text) for text in texts[:-1]), initial=0)) if texts else ()
-    bare = sum(not text.strip() for text in texts)
-    scanned = f"{bare} of {len(texts)} pages hold no text (run OCR on scanned pages first)" if bare else ""
-    return Contents("".join(texts), pages=starts, problem=scanned)
-
-
-def read_docx(path: Path, _encoding: str) -> Contents:
-    """Read a Word file as Markdown; its text is always UTF-8."""
-    docx = _library("docx")
-    with path.open("rb") as file:
-        if file.read(4) == OLE:
-            raise UnreadableError("is encrypted, or an old .doc: save it as .docx without a password")
-    try:
-        with zipfile.ZipFile(path) as parts:
-            unpacked = sum(part.file_size for part in parts.infolist())
-        if unpacked > MAX_UNPACKED:
-            raise UnreadableError(f"unpacks to {unpacked / 1e6:,.0f} MB")
-        document = docx.Document(str(path))
-        blocks = [_docx_block(block) for block in document.iter_inner_content()]
-    except (UnreadableError, OSError):
-        raise
-    except Exception as problem:  # the library raises any error on a broken file
-        raise UnreadableError(f"is broken: {type(problem).__name__}: {problem}") from problem
-    return Contents("\n\n".join(filter(None, blocks)), (document.core_properties.title or "").strip(), markdown=True)
-
-
-def _docx_block(block: Any) -> str:
-    """Write a paragraph or table of python-docx as Markdown."""
-    if hasattr(block, "rows"):
-        cells = ([" ".join(cell.text.split()).replace("|", "/") for cell in row.cells] for row in block.rows)
-        return "\n".join("| " + " | ".join(row) + " |" for row in cells if row)
-    text: str = block.text.strip()
-    style = block.style.name or "" if block.style is not None else ""
-    if text and style == "Title":
-        return f"# {text}"
-    if text and (heading := re.fullmatch(r"Heading (\d)", style)):
-        return f"{'#' * min(6, int(heading[1]))} {text}"
-    return f"- {text}" if text and style.startswith("List") else text
-
-
-def _markdown(etree: Any, root: Any) -> str:
-    """Write an HTML tree as Markdown, without recursion: pages may nest very deeply."""
-    out: list[str] = []
-    skip = table = preformatted = 0
-
-    def write(text: str | None) -> None:
-        if text and not skip:
-            spaced = text if preformatted else re.sub(r"\s+", " ", text)
-            out.append(spaced.replace("|", "/") if table else spaced)
-
-    for event, element in etree.iterwalk(root, events=("start", "end")):
-        tag = element.tag
-        if event == "start":
-            skip += tag in SKIPPED
-            if not skip:
-                out.append(_opening(tag, bool(table)))
-            table += tag == "table"
-            preformatted += tag == "pre"
-            write(element.text)
-        else:
-            table -= tag == "table"
-            preformatted -= tag == "pre"
-            if not skip:
-                out.append(_closing(tag, bool(table)))
-            skip -= tag in SKIPPED
-            write(element.tail)
-    text = "\n".join(line.strip(" \t") for line in "".join(out).split("\n"))
-    text = re.sub(r"(?m)^\|.*$", lambda row: re.sub(r"[ \t]+", " ", row[0]), text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _opening(tag: str, in_table: bool) -> str:
-    if in_table:  # a cell is one line
-        return {"tr": "\n|", "td": " ", "th": " "}.get(tag, " " if tag in BLOCKS or tag == "br" else "")
-    if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
-        return f"\n\n{'#' * int(tag[1])} "
-    if tag == "li":
-        return "\n- "
-    return "\n" if tag == "br" else "\n\n" if tag in BLOCKS else ""
-
-
-def _closing(tag: str, in_table: bool) -> str:
-    if in_table:
-        return " |" if tag in ("td", "th") else ""
-    return "\n" if tag == "li" else "\n\n" if tag in BLOCKS else ""
-
-
-def _library(name: str) -> Any:
-    """Import a library of the extra `rag`."""
-    with needed_by("a document of this kind", extra="rag"):
-        return import_module(name)
-
-
-TEXTS = (".txt", ".text", ".md", ".markdown")
-_READERS: dict[str, Callable[[Path, str], Contents]] = {
-    **dict.fromkeys((".txt", ".text"), lambda path, encoding: Contents(plain_text(path, encoding))),
-    **dict.fromkeys((".md", ".markdown"), read_markdown),
-    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
-    ".pdf": read_pdf,
-    ".docx": read_docx,
-}

@@ -33,7 +33,7 @@ from rung.retrieval.store import (
     unreachable,
 )
 
-FORMAT = 1  # of the table and of how documents are read and cut: another number means another index
+FORMAT = 2  # of the table and of how documents are read and cut: another number means another index
 SPARE = 3  # times k: candidates looked at, as some may be duplicates
 
 SearchMode = Literal["hybrid", "bm25", "dense"]
@@ -107,11 +107,25 @@ UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff"
     r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-RUN = re.compile(rf"[{UNSPACED}]+|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)?")
+# Vowels and other marks of Indic and related scripts, which belong to the word; Python's `\w` has only letters.
+SIGNS = "".join(
+    sign for sign in map(chr, (*range(0x900, 0x1000), *range(0x1700, 0x1C80), *range(0xA800, 0xAC00)))
+    if unicodedata.category(sign)[0] == "M" and not re.match(f"[{UNSPACED}]", sign)
+)  # fmt: skip
+LETTERS = rf"(?:[^\W_{UNSPACED}]|[{SIGNS}])+"
+RUN = re.compile(rf"[{UNSPACED}]+|{LETTERS}(?:['’]{LETTERS})?")
 FIRST = re.compile(f"[{UNSPACED}]")
 STEM = 6  # letters of a word that count: `payments`, `payment` and `Zahlungen`, `Zahlung` become one term each
 LONGEST = 64  # characters of a term with digits; longer ones are no words
-MARKS = {ord(mark): None for mark in map(chr, range(0x300, 0x370))}  # combining accents of Latin, Greek and Cyrillic
+# Left out: accents of Latin, Greek and Cyrillic; points of Hebrew; vowels of Arabic and its tatweel; and what is not
+# seen, soft hyphens and joiners. The zero-width space stays: it divides words.
+MARKS = dict.fromkeys(
+    (
+        *range(0x300, 0x370), *range(0x591, 0x5BE), 0x5BF, 0x5C1, 0x5C2, 0x5C4, 0x5C5, 0x5C7, *range(0x610, 0x61B),
+        0x640, *range(0x64B, 0x660), 0x670, *range(0x6D6, 0x6DD), *range(0x6DF, 0x6E5), 0x6E7, 0x6E8,
+        *range(0x6EA, 0x6EE), 0xAD, 0x200C, 0x200D, 0x2060, 0xFEFF,
+    )
+)  # fmt: skip
 
 
 def terms(text: str) -> list[str]:
@@ -128,7 +142,12 @@ def terms(text: str) -> list[str]:
             result += [first + second for first, second in pairwise(run)] or [run]
         else:
             word = run.replace("’", "'").removesuffix("'s")
-            result.append(word[: STEM if word.isalpha() else LONGEST])
+            if word.isalpha():
+                result.append(word[:STEM])
+                continue
+            letters = [place for place, sign in enumerate(word) if sign not in SIGNS]  # each with its signs
+            stemmed = len(letters) > STEM and all(word[place].isalpha() for place in letters)
+            result.append(word[: letters[STEM] if stemmed else LONGEST])
     return result
 
 

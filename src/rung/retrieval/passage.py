@@ -62,10 +62,16 @@ def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
 
 # ---- citations
 #
-# A mark such as `[2]` or `[1, 3]` is a citation if every number in it is the number of a passage in the prompt. Any
-# other mark is text: years in brackets and the documents' own references stay as they are.
+# A mark such as `[2]` or `[1, 3]` is a citation if every number in it is the number of a passage in the prompt and it
+# stands where a writer cites: behind white space, the end of a sentence or another citation. Any other mark is text:
+# `items[1]`, code, years in brackets, and a reference of the documents' own, which a passage has behind the same word.
 
-_MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
+WORD = 100  # characters before a mark that are looked at
+_NUMBERS = r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]"
+_CODE = r"(`+)(?!`).*?(?<!`)\1(?!`)"  # Markdown's spans and blocks
+_MARK = re.compile(rf"{_CODE}|\s?{_NUMBERS}", re.DOTALL)
+_END = re.compile(r"[.!?…:;,。！？；，、؟۔।\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff][\"'”’»)」』）*_]*$")
+_OPERATOR = re.compile(r"(?:[=+*/%<>({\[,:\\-]|\b(?:return|in))\s*$")  # before a list that is written as code
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +101,42 @@ class Citation:
 
 
 def resolve(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation, ...]]:
-    """Split an answer into its text without citation marks, and its citations in order of first mention."""
+    """Split an answer into its text without citation marks, and its citations in order of first mention.
+
+    An answer of nothing but marks, such as a list of numbers, cites nothing.
+    """
     numbers: dict[int, None] = {}
+    after_citation = -1  # where the last citation ends
 
     def take(mark: re.Match[str]) -> str:
-        named = [int(number) for number in mark.group(1).split(",")]
-        if not all(1 <= number <= len(passages) for number in named):
-            return mark.group()
+        nonlocal after_citation
+        if mark[2] is None:  # code
+            return mark[0]
+        named = [int(number) for number in mark[2].split(",")]
+        chained = mark.start() == after_citation
+        if not all(1 <= number <= len(passages) for number in named) or not (chained or _cites(mark, passages)):
+            return mark[0]
+        after_citation = mark.end()
         numbers.update(dict.fromkeys(named))
         return ""
 
     plain = _MARK.sub(take, text).strip()
+    if not any(map(str.isalnum, plain)):
+        return text.strip(), ()
     return plain, tuple(Citation(number, passages[number - 1]) for number in numbers)
+
+
+def _cites(mark: re.Match[str], passages: Sequence[Passage]) -> bool:
+    """Whether a mark stands where citations stand, and no passage has it behind the same word."""
+    before = mark.string[max(0, mark.start() - WORD) : mark.start()]
+    if not before:
+        return True
+    if not mark[0][0].isspace():
+        return before[-1].isspace() or _END.search(before) is not None
+    if _OPERATOR.search(before):
+        return False
+    own = " ".join([*before.split()[-1:], mark[0].strip()])
+    return not any(own in " ".join(passage.text.split()) for passage in passages)
 
 
 def shown_sources(
