@@ -120,11 +120,13 @@ def test_several_labels(facts):
 
 
 def test_preferences_are_learned_where_texts_differ_in_more_than_right_and_wrong(facts):
-    assert effects(facts, "preferences") == {"preference": "not"}
+    assert effects(facts, "preferences") == {"preference": "not", "reinforcement": "not"}
     pairs, thumbs = replace(facts, kind="text", pairs=90), replace(facts, kind="text", verdicts=90)
-    assert effects(pairs, "preferences") == {"dpo": "help", "orpo": "help", "simpo": "help", "kto": "unknown"}
-    assert effects(thumbs, "preferences") == {"dpo": "not", "orpo": "not", "simpo": "not", "kto": "help"}
-    assert effects(replace(facts, pairs=90), "preferences") == {"preference": "not"}
+    of_pairs = {"dpo": "help", "orpo": "help", "simpo": "help", "kto": "unknown", "reinforcement": "unknown"}
+    assert effects(pairs, "preferences") == of_pairs
+    of_thumbs = {"dpo": "not", "orpo": "not", "simpo": "not", "kto": "help", "reinforcement": "unknown"}
+    assert effects(thumbs, "preferences") == of_thumbs
+    assert effects(replace(facts, pairs=90), "preferences") == {"preference": "not", "reinforcement": "not"}
 
 
 def test_prompt_search_wants_rows(facts):

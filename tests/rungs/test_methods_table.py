@@ -62,7 +62,9 @@ def method(name: str, task: Task) -> FineTune:
 def test_the_table_is_complete(task: Task) -> None:
     """All that learn from expected answers; `test_preference.py` has those that learn from judged ones."""
     rungs = build(names(), task, 0)
-    tuned = [rung.name for rung in rungs if isinstance(rung, FineTune) and rung.family != "preference"]
+    tuned = [
+        rung.name for rung in rungs if isinstance(rung, FineTune) and rung.family not in ("preference", "reinforcement")
+    ]
     assert sorted(METHODS) == sorted(tuned)
 
 

@@ -57,6 +57,8 @@ class GenerateRequest:
 class Generation:
     """One completion. `logprobs` has one value per completion token, where the request asked for them.
 
+    Then the torch engine also gives the `tokens`, the end token included.
+
     A text that was cut ends with a whole character: half of one, which its last token may be, is left out. `seconds` is
     its share of the time in which all requests of the call were answered, not how long it took alone.
     """
@@ -69,6 +71,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache, at its own price
     reasoning: str = ""  # what an endpoint's model thought before the text
+    tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.finish_reason != "stop":

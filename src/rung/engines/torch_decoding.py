@@ -73,8 +73,10 @@ def decode(
                 row.text = _read(row, tokenizer, constraint, tokenizer.eos_ids)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
-                reason, likelihoods = row.reason or "length", tuple(row.logprobs) if logprobs else ()
-                generation = Generation(row.text, row.prompt_tokens, len(row.tokens), reason, seconds, likelihoods)
+                generation = Generation(
+                    row.text, row.prompt_tokens, len(row.tokens), row.reason or "length", seconds,
+                    tuple(row.logprobs) if logprobs else (), tokens=tuple(row.tokens) if logprobs else (),
+                )  # fmt: skip
                 results[row.index] = generation
             progress.advance(len(batch))
     return [results[i] for i in range(len(prompts))]

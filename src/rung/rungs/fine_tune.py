@@ -342,7 +342,7 @@ class FineTune(TrainConfig, Rung):
                 )  # fmt: skip
                 if isinstance(loss, StepLoss):
                     with enabled(change), torch.no_grad():
-                        outcome = loss.outcome()
+                        outcome = loss.outcome(result.measures)
                 if told := outcome.get("answers_told_apart"):
                     progress.start("answers told apart")
                     progress.finish(told_apart_line(told))

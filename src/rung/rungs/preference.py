@@ -39,29 +39,19 @@ Rate = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceTuning(LoRA):
-    """A rung that learns from judged answers; a subclass says with which loss.
+class FurtherTuning(LoRA):
+    """A rung that starts from the artifact's own weights, whatever they are.
 
-    It starts from the artifact's weights, whatever they are: an adapter that the artifact has is trained further, with
-    its own rank and scale, and without one a fresh low-rank update is. The artifact as it is before training is the
-    reference. One input in ten is held out while there are at least twenty; after each epoch the loss of its answers
-    decides whether to go on, and the weights of the best epoch are kept.
+    An adapter that the artifact has is trained further, with its own rank and scale; without one a fresh low-rank
+    update is. The artifact as it is before training is the reference.
 
     Attributes:
         full: train all parameters of the model instead of a low-rank update. It takes a learning rate of about a tenth.
-        samples: how many answers to sample for every training row. Where the task's metric tells them apart, the best
-            and the worst become a pair. 0 samples none.
-        temperature: of these samples.
-        beta: how far the answers may move from the reference: a larger value keeps them nearer.
     """
 
-    needs = ("training", "one prompt", "open weights")
-    with_preferences = True
+    needs: ClassVar[tuple[str, ...]] = ("training", "one prompt", "open weights")
 
     full: bool = False
-    samples: CountOrZero = 0
-    temperature: Positive = 1.0
-    beta: Positive = 0.1
     learning_rate: Rate = 5e-5
     lr_scheduler: Literal["cosine", "linear", "constant"] = "linear"
     warmup_ratio: Share = 0.1
@@ -72,16 +62,6 @@ class PreferenceTuning(LoRA):
     continue_from: str | None = field(default=None, init=False, repr=False)
     label_smoothing: Share = field(default=0.0, init=False, repr=False)
     neftune_alpha: NonNegative = field(default=0.0, init=False, repr=False)
-
-    reads: ClassVar[Literal["pairs", "answers"]] = "pairs"
-
-    @abstractmethod
-    def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
-    ) -> JudgedLoss:
-        """The loss of such rows, which is also measured on `held_out` and `unseen`."""
-
-    # ---- the weights
 
     def base_precision(self, artifact: Artifact) -> str:
         """That of the artifact."""
@@ -119,6 +99,44 @@ class PreferenceTuning(LoRA):
             return PeftAdapter.from_dict(engine.model, settings | {"lora_dropout": self.dropout})
         change: Change = attach(engine.model, adapter, fingerprint=engine.base_fingerprint)
         return change
+
+    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
+        """As of other fine-tuning, of all parameters where all are trained."""
+        del artifact, rows
+        return self.epochs * (FULL if self.full else FROZEN_BASE) * s.parameters * tokens
+
+    def trained_size(self, artifact: Artifact) -> int:
+        """The size of the model where all of it is trained."""
+        return resolve(artifact.model).parameters if self.full else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceTuning(FurtherTuning):
+    """A rung that learns from judged answers; a subclass says with which loss.
+
+    One input in ten is held out while there are at least twenty; after each epoch the loss of its answers decides
+    whether to go on, and the weights of the best epoch are kept.
+
+    Attributes:
+        samples: how many answers to sample for every training row. Where the task's metric tells them apart, the best
+            and the worst become a pair. 0 samples none.
+        temperature: of these samples.
+        beta: how far the answers may move from the reference: a larger value keeps them nearer.
+    """
+
+    with_preferences = True
+
+    samples: CountOrZero = 0
+    temperature: Positive = 1.0
+    beta: Positive = 0.1
+
+    reads: ClassVar[Literal["pairs", "answers"]] = "pairs"
+
+    @abstractmethod
+    def judged_loss(
+        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+    ) -> JudgedLoss:
+        """The loss of such rows, which is also measured on `held_out` and `unseen`."""
 
     # ---- the rows
 
@@ -253,15 +271,6 @@ class PreferenceTuning(LoRA):
         return replace(
             cost, fit_flops=cost.fit_flops + before, fit_seconds=cost.fit_seconds + machine.inference_seconds(before)
         )
-
-    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
-        """As of other fine-tuning, of all parameters where all are trained."""
-        del artifact, rows
-        return self.epochs * (FULL if self.full else FROZEN_BASE) * s.parameters * tokens
-
-    def trained_size(self, artifact: Artifact) -> int:
-        """The size of the model where all of it is trained."""
-        return resolve(artifact.model).parameters if self.full else 0
 
 
 @rung("dpo", family="preference", order=950, topics=("answer pairs",))

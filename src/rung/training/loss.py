@@ -183,8 +183,9 @@ class StepLoss(ABC):
     def measured(self) -> dict[str, float]:
         """Give means of what was measured since the last call."""
 
-    def outcome(self) -> dict[str, Any]:
-        """Say what the artifact records of the run, as JSON values; called once it is trained."""
+    def outcome(self, measures: Sequence[dict[str, float]]) -> dict[str, Any]:
+        """Say what the artifact records of the run, as JSON values, given what each step measured."""
+        del measures
         return {}
 
 

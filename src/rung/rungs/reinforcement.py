@@ -1,0 +1,130 @@
+"""Reinforcement learning on the task's own metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from rung.artifact.artifact import Artifact
+from rung.artifact.costs import FORWARD
+from rung.artifact.text import generation
+from rung.data.rows import LABELLED, Data, Example
+from rung.engines.base import Sampling
+from rung.machine import Machine
+from rung.progress import Progress
+from rung.rungs.base import Applicability, Cost, Positive, rung, skip
+from rung.rungs.costs import inference_cost, sizes
+from rung.rungs.fine_tune import LIVE, TrainingRun
+from rung.rungs.preference import FurtherTuning, Rate
+from rung.training.config import AdvantageName, Count, NonNegative
+
+if TYPE_CHECKING:
+    from rung.engines.torch_engine import TorchEngine
+    from rung.training.examples import TrainingReport
+    from rung.training.loop import Evaluate
+    from rung.training.loss import Loss
+    from rung.training.rewards import Question
+
+UNSEEN = "quasi_exact_match"  # the metric that is measured and never rewarded
+
+
+@rung("rl", family="reinforcement", order=990)
+@dataclass(frozen=True, kw_only=True)
+class RL(FurtherTuning):
+    """Sample answers, score them by the task's metric, and make the better ones of each row likelier.
+
+    REINFORCE with the mean of the other answers as the baseline (Ahmadian et al. 2024,
+    https://arxiv.org/abs/2402.14740), or the advantages of GRPO (https://arxiv.org/abs/2402.03300), Dr. GRPO
+    (https://arxiv.org/abs/2503.20783) or DAPO (https://arxiv.org/abs/2503.14476). Every batch of answers is used for
+    one step. It refines an artifact that answers some rows rightly: put it on a fine-tuned one. Low-rank updates learn
+    it as well as full ones, with little rank (Schulman et al. 2025, "LoRA Without Regret").
+
+    Rows of a tenth are held out: after each epoch the metric on them decides whether to go on.
+
+    Attributes:
+        advantage: `rloo`, `grpo`, `dr_grpo` or `dapo`.
+        group_size: answers to each row.
+        batch_size: rows of a step.
+        temperature: of the samples.
+        beta: weight of the divergence from the artifact as it was; it is measured also at 0.
+        max_tokens: longest sampled answer; by default that of the artifact. One that is cut has no reward.
+    """
+
+    needs = ("training", "one prompt", "open weights", "training rows")
+
+    advantage: AdvantageName = "rloo"
+    group_size: Annotated[int, Field(ge=2)] = 8
+    batch_size: Count = 16
+    temperature: Positive = 1.0
+    beta: NonNegative = 0.0
+    max_tokens: Count | None = None
+    learning_rate: Rate = 1e-4
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It needs answers that the model writes, and a metric that says more than the label."""
+        if artifact.signature.kind in LABELLED:
+            reason = (
+                "the expected labels are known: cross-entropy on them, as `lora` has, is this objective without noise"
+            )
+            return skip(reason, final=True)
+        if generation(artifact.decoder) is None:
+            return skip("its answers are not written directly, so none can be sampled")
+        if artifact.weights.virtual_tokens:
+            return skip("it does not train soft prompts")
+        return super().suits(artifact, data)
+
+    def training_rows(
+        self, artifact: Artifact, engine: TorchEngine, data: Data, report: TrainingReport, progress: Progress
+    ) -> Sequence[Question]:
+        """The prompts, with what answers to them are compared with."""
+        from rung.training.rewards import Question
+
+        longest, rows = self._longest(artifact), []
+        for row, rendered in zip(data.train, artifact.render(data.train, progress=progress), strict=True):
+            report.rows += 1
+            expected = engine.encode(artifact.decoder.target_text(row.outputs[0], artifact.signature.labels))
+            prompt = engine.fitting(rendered.messages, longest)
+            rows.append(Question(prompt, (expected,), row.source, example=row, room=self.group_size * longest))
+        return rows
+
+    def _longest(self, artifact: Artifact) -> int:
+        return self.max_tokens or artifact.decoder.max_new_tokens or 0
+
+    def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss, Evaluate | None]:
+        """The task's metric as the reward; exact matches are measured besides."""
+        del progress
+        from rung.evaluation.metrics.base import Case, Metric
+        from rung.evaluation.metrics.registry import get_metric
+        from rung.evaluation.scoring import metric_of
+        from rung.training.rewards import Reward, RewardLoss
+
+        def by(metric: Metric) -> Reward:
+            def reward(rows: Sequence[Example], texts: Sequence[str]) -> list[float]:
+                cases = [
+                    Case(text, row.outputs, {**row.inputs, **row.extra}) for row, text in zip(rows, texts, strict=True)
+                ]
+                return [score.value for score in metric.scores(cases)]
+
+            return reward
+
+        metric, seen = metric_of(run.artifact, run.data.folder), run.artifact.signature.metric == UNSEEN
+        sampling = Sampling(self._longest(run.artifact), self.temperature)
+        loss = RewardLoss(
+            run.engine, run.change, LIVE, by(metric), {} if seen else {UNSEEN: by(get_metric(UNSEEN))},
+            self.advantage, self.group_size, sampling, self.beta, self.seed,
+        )  # fmt: skip
+        return run.rows, loss, self.metric_of(run) if run.held_out else None
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Sampling every answer once an epoch, scoring it under the reference, and training on it."""
+        s, use = sizes(artifact, data), inference_cost(artifact, data, machine)
+        answers = self.group_size * s.answer
+        row = s.head / self.batch_size + use.row_tokens - s.decoding + answers
+        cost = self._training_cost(artifact, machine, use, s, row, len(data.train))
+        sampled = self.epochs * len(data.train) * FORWARD * s.parameters * (2 * row)
+        return replace(
+            cost, fit_flops=cost.fit_flops + sampled, fit_seconds=cost.fit_seconds + machine.inference_seconds(sampled)
+        )
