@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.budget import Limits, parse_budget, parse_duration
@@ -20,6 +21,7 @@ from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.result import ClimbResult
+from rung.evaluation.scoring import summarize
 from rung.rungs import LoRA, build, names
 from rung.rungs.fine_tune import FineTune
 from rung.task import Task
@@ -241,15 +243,67 @@ def test_a_climb_from_memory_is_continued_and_its_artifact_needs_no_rows(small_t
         rung.fit(zero, [{"text": "a"}])
 
 
-def test_sixty_rows_of_three_labels_are_enough_to_recommend(tiny_folder, tmp_path):
+@pytest.fixture
+def banking(tiny_folder):
+    """Return a function that makes a task with so many rows of three labels."""
     frame = pd.concat([pd.read_csv(BANKING77 / f"{name}.csv") for name in ("train", "validation", "test")])
     counts = frame["category"].value_counts()
     labels = sorted(label for label, count in counts.items() if count >= 20)[:3]
-    rows = pd.concat([frame[frame["category"] == label].head(20) for label in labels])
-    output = {"column": "category", "kind": "category"}
-    fields = {"name": "few", "instruction": "Which intent?", "inputs": ["text"], "model": str(tiny_folder)}
-    few = Task(**fields, output=output, data={"train": rows})
-    result = climb(few, options=ClimbOptions(rungs=("tfidf-head",), out=tmp_path)).result
+    fields = {"instruction": "Which intent?", "inputs": ["text"], "model": str(tiny_folder)}
+
+    def task(counts, **more):
+        rows = pd.concat([frame[frame["category"] == label].head(n) for label, n in zip(labels, counts, strict=True)])
+        return Task(
+            name="few", **fields, output={"column": "category", "kind": "category"}, data={"train": rows}, **more
+        )
+
+    return task
+
+
+def test_macro_f1_decides_a_climb(banking, tmp_path):
+    task = banking((20, 14, 8), metric="macro_f1")
+    done = climb(task, options=ClimbOptions(rungs=("tfidf-head", "majority"), out=tmp_path))
+    result = done.result
+    found = {rung.name: rung for rung in result.rungs}
+    rows = {name: list(RunStore(done.folder).predictions(name).values()) for name in found}
+
+    def f1(name):
+        own = rows[name]
+        return f1_score([row.expected[0] for row in own], [row.prediction for row in own], average="macro")
+
+    assert {rung.status for rung in found.values()} == {"confirmed"}  # no arm left early
+    for name, rung in found.items():
+        assert rung.score == pytest.approx(f1(name))
+        assert rung.low <= rung.score <= rung.high
+    c = next(c for c in result.comparisons if c.b == "tfidf-head")
+    assert (c.a, c.method, c.n) == ("zero-shot", "sign-flip", 42)
+    assert c.delta == pytest.approx(f1("tfidf-head") - f1("zero-shot"))
+    zero = {row.id: row.score for row in rows["zero-shot"]}
+    gains = [row.score - zero[row.id] for row in rows["tfidf-head"]]
+    assert (c.fixed, c.broken) == (gains.count(1), gains.count(-1))
+    assert found["majority"].yardstick.delta == pytest.approx(f1("majority") - f1("tfidf-head"))
+    assert "macro_f1 is one number for all rows" in result.notes[0]
+    values = summarize(done.artifact(), task.read().folds[0], "test")
+    assert values["metrics"]["macro_f1"]["score"] == pytest.approx(values["whole"]["macro_f1"])
+
+
+def test_accuracy_among_the_most_probable_decides_a_climb(banking, tmp_path):
+    done = climb(
+        banking((20, 14, 8), metric="accuracy@2"),
+        options=ClimbOptions(rungs=("tfidf-head", "nearest-row"), out=tmp_path),
+    )
+    found = {rung.name: rung for rung in done.result.rungs}
+    labels = done.artifact().signature.labels
+    for row in RunStore(done.folder).predictions("tfidf-head").values():
+        best = sorted(range(3), key=lambda label: -row.probs[label])[:2]
+        assert row.score == (row.expected[0] in {labels[label] for label in best})
+    assert found["tfidf-head"].score > 0.6
+    assert found["nearest-row"].status == "failed"
+    assert "no probabilities" in found["nearest-row"].reason
+
+
+def test_sixty_rows_of_three_labels_are_enough_to_recommend(banking, tmp_path):
+    result = climb(banking((20, 20, 20)), options=ClimbOptions(rungs=("tfidf-head",), out=tmp_path)).result
     best = next(rung for rung in result.rungs if rung.name == result.recommended)
     c = next(c for c in result.comparisons if c.b == best.name)
     assert (best.name, best.n, result.rows) == ("tfidf-head", 60, "folds")

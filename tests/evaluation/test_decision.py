@@ -8,9 +8,11 @@ import math
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.optimize
 import scipy.stats
 
 from rung.evaluation.decision import chance_better, decide, futile, level_of, rows_needed, settled, shrunken
+from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import expected_gain
 from rung.evaluation.result import Comparison
 from rung.evaluation.statistics import delta_interval, mcnemar_exact, mcnemar_midp, subset_means
@@ -128,6 +130,30 @@ def test_something_is_called_better_than_its_equal_in_at_most_5_percent(n, looke
         wrong += any(v.outcome == "better" for v in found.verdicts.values())
     assert wrong / runs <= above(0.05, runs)
     assert wrong > 0  # the level is used
+
+
+@pytest.mark.parametrize(("n", "prior"), [(60, 0.1), (150, 0.2)])
+def test_macro_f1_is_called_better_than_an_equal_one_in_at_most_5_percent(n, prior):
+    """The arms confuse other labels, and the true macro F1 of both is the same."""
+
+    def macro(miss: float, hit: float) -> float:
+        others, rare = (1 - prior) * (1 - miss), prior * hit
+        return others / (1 - prior + others + prior - rare) + rare / (prior + rare + (1 - prior) * miss)
+
+    hit = float(scipy.optimize.brentq(lambda each: macro(0.12, each) - macro(0.03, 0.4), 0.1, 1))
+    whole = get_metric("macro_f1").whole
+    assert whole is not None
+    runs, generator, wrong = 100, np.random.default_rng(12), 0
+    for _ in range(runs):
+        rare = generator.random(n) < prior
+        truth = np.where(rare, "rare", "ok")
+        answers = [
+            np.where(generator.random(n) < np.where(rare, right, miss), "rare", "ok")
+            for miss, right in ((0.03, 0.4), (0.12, hit))
+        ]
+        scores = {name: whole(list(each), list(truth)) for name, each in zip("ab", answers, strict=True)}
+        wrong += decide(scores, {"a": 1, "b": 1}, "a", binary=False, seed=0).verdicts["b"].outcome == "better"
+    assert 0 < wrong / runs <= above(0.05, runs)
 
 
 def test_the_level_holds_if_confirmation_stops_at_the_first_success():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import (
@@ -355,5 +356,34 @@ def test_balanced_accuracy_measures_as_many_rows_of_each_label(tmp_path: Path) -
     assert truth.count("fraud") == truth.count("ok") == 60
     assert len(folds.fold(0).train) + len(folds.folds[0]) == 600
     with pytest.raises(ConfigError, match="whole set") as caught:
-        get_metric("macro_f1")
-    assert "balanced_accuracy" in str(caught.value.hint)
+        get_metric("f1")
+    assert "macro_f1" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "statistic"),
+    [
+        ("macro_f1", {}, "macro_f1"), ("macro_f0.5", {}, "macro_f0.5"), ("f_beta", {"beta": 2.0}, "macro_f2"),
+        ("f_beta", {"label": "fraud"}, "f1:fraud"), ("label_recall", {"label": "fraud"}, "recall:fraud"),
+    ],
+)  # fmt: skip
+def test_the_rows_numbers_of_a_statistic_have_it_as_mean_and_are_those_of_the_jackknife(name, settings, statistic):
+    random = np.random.default_rng(3)
+    truth = random.choice(["ok", "fraud", "spam"], 90, p=[0.8, 0.12, 0.08]).tolist()
+    found = [each if random.random() < 0.7 else str(random.choice(["ok", "fraud", "spam"])) for each in truth]
+    whole = get_metric(name, settings=settings).whole
+    assert whole is not None
+    values = np.array(whole(found, truth))
+    assert values.mean() == pytest.approx(label_statistic(statistic, found, truth), abs=1e-12)
+    left = np.array([label_statistic(statistic, found[:i] + found[i + 1 :], truth[:i] + truth[i + 1 :])
+                     for i in range(90)], dtype=float)  # fmt: skip
+    assert values - values.mean() == pytest.approx(89 * (left.mean() - left), abs=1e-9)
+
+
+def test_a_statistic_of_a_label_needs_the_label_and_top_k_fewer_than_the_labels():
+    rows = [Example("1", {}, ("ok",), "a:1"), Example("2", {}, ("fraud",), "a:2")]
+    for name, settings in (("f_beta", {"label": "fruad"}), ("label_recall", {"label": "fruad"}), ("accuracy@2", {})):
+        check = get_metric(name, settings=settings).check
+        assert check is not None
+        with pytest.raises(ConfigError, match=r"no label of the rows|always 1"):
+            check(rows)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rung.cli.render import climb_result
 from rung.climbing.run import Climb
 from rung.evaluation.decision import decide
+from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
 from rung.evaluation.report.html import page, write_html
@@ -237,7 +238,12 @@ def test_every_rung_is_held_against_the_best_yardstick_on_the_rows_that_both_ans
     families = {"majority": "yardstick", "nearest-row": "yardstick"}
     rungs = [rung(name, s.mean(), 0.1, 0.9, family=families.get(name, "prompting")) for name, s in scores.items()]
     rungs[3] = replace(rungs[3], status="beaten", n=60)
-    found = {r.name: r for r in related(rungs, {n: answers_of(s) for n, s in scores.items()}, "nearest-row", seed=0)}
+    found = {
+        r.name: r
+        for r in related(
+            rungs, {n: answers_of(s) for n, s in scores.items()}, "nearest-row", METRICS["accuracy"], seed=0
+        )
+    }
     assert found["nearest-row"].yardstick is None
     expected = compare(scores["nearest-row"], scores["zero-shot"], seed=0)
     assert found["zero-shot"].yardstick == Comparison.of("nearest-row", "zero-shot", "accuracy", expected)
@@ -259,7 +265,7 @@ def test_the_interval_of_a_stopped_rung_holds_its_difference_where_that_of_its_s
         until = next((n for n in looks(300) if eliminated(good[:n], weak[:n])), 300)
         rungs = [rung("good", 0.8, 0.7, 0.9), replace(rung("weak", 0.6, 0.5, 0.7), status="beaten")]
         answers = {"good": answers_of(good), "weak": answers_of(weak[:until])}
-        stopped = related(rungs, answers, "good", seed=0)[1].stopped
+        stopped = related(rungs, answers, "good", METRICS["accuracy"], seed=0)[1].stopped
         many = np.random.default_rng(0).random((2, 1_000_000))
         true = np.subtract(*((0.5 * many[0] + 0.5 * many[1] < share).mean() for share in (0.5, 0.6)))
         held += stopped.low <= true <= stopped.high

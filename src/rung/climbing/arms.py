@@ -21,10 +21,11 @@ from rung.climbing.worth import Worth
 from rung.data.rows import Data, Example
 from rung.errors import RungError
 from rung.evaluation.decision import level_of
+from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.prices import Prices, order_of_cheaper
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Prediction, Split, Status
-from rung.evaluation.scoring import evaluate, metric_of
+from rung.evaluation.scoring import evaluate, metric_of, no_probabilities, row_values
 from rung.files import write_atomically
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
@@ -212,7 +213,7 @@ class ClimbState:
 
     def __post_init__(self) -> None:
         self.search, self.confirm = rulers(self.data)
-        self.binary: bool | None = None  # set with the first base
+        self.scoring = METRICS["accuracy"]  # the task's, from the first base on
 
     @property
     def margin(self) -> float:
@@ -230,7 +231,12 @@ class ClimbState:
         self.arms[artifact.name] = Arm(artifact.name, family, cost=cost, artifacts={None: artifact})
         self.incumbent, self.paces.model = self.incumbent or artifact.name, self.paces.model or cost
         self.model_chosen = "" if self.models else self.incumbent
-        self.binary = metric_of(artifact, self.task.folder).binary
+        self.scoring = metric_of(artifact, self.task.folder)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the metric is a statistic of all rows together, so that no arm may leave the race early."""
+        return self.scoring.whole is not None
 
     @property
     def metric(self) -> str:
@@ -309,15 +315,18 @@ class ClimbState:
     # ---- answering
 
     def scores(self, arm: Arm, ruler: Ruler, until: int | None = None) -> list[float]:
-        """The arm's scores on the first `until` rows, those missing answered now; without `until`, those known."""
+        """The arm's scores on the first `until` rows, those missing answered now; without `until`, those known.
+
+        Their mean is the metric: see `row_values`.
+        """
         known = self.store.predictions(arm.name)
         if until is None:
             seen = []
             for row in ruler.rows:
                 if (ruler.split, row.id) not in known:
                     break
-                seen.append(known[ruler.split, row.id].score)
-            return seen
+                seen.append(known[ruler.split, row.id])
+            return row_values(self.scoring, seen)
         placed = list(zip(ruler.rows, ruler.folds, strict=True))[:until]
         for fold, group in groupby(placed, key=lambda pair: pair[1]):
             missing = [row for row, _ in group if (ruler.split, row.id) not in known]
@@ -325,7 +334,7 @@ class ClimbState:
                 artifact = self.made(arm, fold)
                 self._answer(arm, artifact, missing, ruler.split, lambda rows: self.store.add(arm.name, rows))
         self._learn_pace(arm)
-        return [known[ruler.split, row.id].score for row, _ in placed]
+        return row_values(self.scoring, [known[ruler.split, row.id] for row, _ in placed])
 
     def part_scores(self, arm: Arm, percent: int, artifact: Artifact, ruler: Ruler, until: int) -> list[float]:
         """The scores of an arm that is trained to a part only."""
@@ -343,6 +352,9 @@ class ClimbState:
         rest = list(rows)
         if not rest:
             return
+        if self.scoring.top and not artifact.decoder.gives_probs:
+            error = no_probabilities(artifact, self.scoring)
+            raise error if arm.rung is None else FitFailed(arm, error)
         self.budget.start(f"{arm.name} on {split}", len(rest))
         while rest:
             pace = self.row_seconds(arm)

@@ -24,9 +24,14 @@ CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's f
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
 
 
-def looks(rows: int) -> tuple[int, ...]:
-    """List the numbers of rows after which a race is looked at: growing multiples of 8, and `rows`."""
-    return racing.looks(rows, first=FIRST) if rows else ()
+def looks(rows: int, *, whole: bool) -> tuple[int, ...]:
+    """List the numbers of rows after which a race is looked at: growing multiples of 8, and `rows`.
+
+    A statistic of the `whole` set is looked at once.
+    """
+    if not rows:
+        return ()
+    return (rows,) if whole else racing.looks(rows, first=FIRST)
 
 
 def applicable(rung: Rung, artifact: Artifact, data: Data, machine: Machine) -> tuple[Applicability, Cost | None]:

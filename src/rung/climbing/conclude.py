@@ -150,7 +150,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     ]
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
     answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
-    rungs = tuple(related(results, answers, best, seed=state.options.seed))
+    rungs = tuple(related(results, answers, best, state.scoring, seed=state.options.seed))
     advised: tuple[str, ...] = ()
     with state.budget.stage():
         state.budget.check()
@@ -214,7 +214,16 @@ def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
 
 
 def how_measured(state: ClimbState) -> str:
-    """Which rows the arms were compared on."""
+    """Which rows the arms were compared on, and how, where the metric has no scores of single rows."""
+    if not state.whole:
+        return _compared(state)
+    return (
+        f"{_compared(state)}; {state.metric} is one number for all rows, so no arm left the race early, and "
+        "differences were tested by the jackknife; rows are fixed and broken by themselves"
+    )
+
+
+def _compared(state: ClimbState) -> str:
     if state.search is state.confirm:
         return (
             f"{len(state.confirm)} labelled rows are few, so every row was answered by artifacts that were made "

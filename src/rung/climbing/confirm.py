@@ -7,12 +7,13 @@ without it. All tests are valid at every look (`rung.evaluation.decision`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from rung.climbing.arms import Arm, ClimbState, FitFailed
 from rung.climbing.choice import FIRST, looks
-from rung.evaluation.decision import Decision, chance_better, decide, settled
+from rung.evaluation.decision import Decision, Verdict, chance_better, decide, settled
 from rung.evaluation.statistics import mean_interval
 
 PROMISING = 0.9  # probability that the leader is better than the incumbent, from which it is confirmed at once
@@ -32,12 +33,24 @@ def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decisi
         return None
     n = len(state.confirm)
     allowed = {name: own for name, own in scores.items() if name not in (without or {}) or name == state.incumbent}
-    whole = {name for name, own in scores.items() if len(own) == n and len(scores[state.incumbent]) == n}
-    return decide(
+    complete = {name for name, own in scores.items() if len(own) == n and len(scores[state.incumbent]) == n}
+    found = decide(
         allowed, {name: state.cost(state.arms[name]) for name in allowed}, state.incumbent,
-        earlier=earlier(state, allowed), within=state.margin, binary=state.binary, looked=True, complete=whole,
+        earlier=earlier(state, allowed), within=state.margin, binary=state.scoring.binary, looked=not state.whole,
+        complete=complete,
         level=state.level, seed=state.options.seed,
     )  # fmt: skip
+    return found if not state.whole else replace(found, verdicts={
+        name: _counted(state, name, verdict) for name, verdict in found.verdicts.items()
+    })  # fmt: skip
+
+
+def _counted(state: ClimbState, name: str, verdict: Verdict) -> Verdict:
+    """The verdict with the rows that are fixed and broken, of a statistic that has no scores of rows."""
+    own, base = (state.store.predictions(each) for each in (name, state.incumbent))
+    keys = [(state.confirm.split, row.id) for row in state.confirm.rows[: verdict.n]]
+    gains = [own[key].score - base[key].score for key in keys]
+    return replace(verdict, fixed=sum(gain > 0 for gain in gains), broken=sum(gain < 0 for gain in gains))
 
 
 def confirmed(state: ClimbState) -> dict[str, list[float]]:
@@ -80,12 +93,12 @@ def seconds_to_confirm(state: ClimbState) -> float:
 def prove(state: ClimbState) -> None:
     """Compare a new leader with the incumbent at once, on few rows of the confirmation, and say it if it is proven."""
     name = state.leader
-    if name in ("", state.incumbent, state.proven) or not state.arms[state.incumbent].raced:
+    if name in ("", state.incumbent, state.proven) or not state.arms[state.incumbent].raced or state.whole:
         return
     if better(state, name, state.incumbent) < PROMISING:
         return
     pair = sorted((state.arms[name], state.arms[state.incumbent]), key=state.row_seconds)
-    for until in looks(len(state.confirm)):
+    for until in looks(len(state.confirm), whole=state.whole):
         if until > AT_ONCE:
             return
         for arm in pair:
@@ -104,17 +117,17 @@ def confirm(state: ClimbState) -> None:
     waiting = {name: state.arms[name] for name in names}
     # What is cheap answers first, so that no row of a dear arm lacks its pair when the budget ends.
     ranked = sorted(waiting, key=lambda name: state.row_seconds(waiting[name]))
-    for until in looks(len(state.confirm)):
+    for until in looks(len(state.confirm), whole=state.whole):
         for name in [name for name in ranked if name in waiting]:
             answer(state, waiting[name], until)
             if name not in state.arms:
                 del waiting[name]
         scores = confirmed(state)
-        if len(waiting) > 1 or len(scores) > 1:
+        if not state.whole and (len(waiting) > 1 or len(scores) > 1):
             costs = {name: state.cost(state.arms[name]) for name in scores}
             for name in settled(
                 scores, costs, state.incumbent, earlier=earlier(state, scores), within=state.margin,
-                binary=state.binary, level=state.level, seed=state.options.seed,
+                binary=state.scoring.binary, level=state.level, seed=state.options.seed,
             ):  # fmt: skip
                 waiting.pop(name, None)
         if not waiting:
@@ -128,7 +141,7 @@ def narrow(state: ClimbState, name: str) -> None:
     if (n - len(known)) * state.row_seconds(arm) <= FEW_SECONDS:
         answer(state, arm, n)
         return
-    for until in looks(n):
+    for until in looks(n, whole=state.whole):
         answer(state, arm, until)
         low, high = mean_interval(state.scores(arm, state.confirm), seed=state.options.seed)
         if until >= FIRST and (high - low) / 2 <= PRECISE:

@@ -30,6 +30,7 @@ from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.decision import LEVEL
+from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
 from rung.evaluation.statistics import Array, sign_test
@@ -273,6 +274,10 @@ def suspect_labels(labels: Sequence[str], rows: Sequence[Example], probs: Array)
     return {rows[i].id: labels[int(likely[i])] for i in found.tolist() if likely[i] != given[i]}
 
 
+def _right(row: Prediction) -> float:
+    return accuracy(row.prediction, row.expected)
+
+
 def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Example]) -> list[Step]:
     if not suspects:
         return []
@@ -281,12 +286,12 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
     text = f"labels that may be wrong: {', '.join(shown[:SHOWN])}{more}"
     own = seen.arms.get(seen.best, {})
     measured = [each for each in seen.order if each in suspects]
-    gain = sum((own[each].prediction == suspects[each]) - own[each].score for each in measured) / max(1, len(own))
+    gain = sum((own[each].prediction == suspects[each]) - _right(own[each]) for each in measured) / max(1, len(own))
     if measured:
-        score = sum(each.score for each in own.values()) / len(own)
+        score = sum(map(_right, own.values())) / len(own)
         text += (
             f"; {len(measured)} of them are among the {len(own)} rows that {seen.best} was measured on, and if they "
-            f"are all wrong its score is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
+            f"are all wrong its accuracy is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
         )
     return [(max(gain, 0.0), text)]
 
@@ -330,7 +335,7 @@ def _ensemble(seen: Answers, labels: Sequence[str], margin: float, seed: int) ->
         chosen, asked = fold != held, fold == held
         weights = ensemble(probs[:, chosen], truth[chosen])
         right[asked] = np.tensordot(weights, probs[:, asked], 1).argmax(1) == truth[asked]
-    difference = right - np.array([seen.arms[seen.best][each].score for each in seen.order])
+    difference = right - np.array([_right(seen.arms[seen.best][each]) for each in seen.order])
     gain = float(difference.mean())
     if gain <= margin or chance_better(difference) < LIKELY:
         return []

@@ -130,7 +130,7 @@ def _race(state: ClimbState, arm: Arm) -> None:
         return
     if arm.name not in state.arms:  # its training was stopped
         return
-    for until in looks(len(state.search)):
+    for until in looks(len(state.search), whole=state.whole):
         leader = state.arms[state.leader]
         for each in (leader, arm):
             state.scores(each, state.search, until)
@@ -149,11 +149,13 @@ def _dear(state: ClimbState, arm: Arm) -> bool:
 
 def _drop(state: ClimbState, until: int) -> None:
     """Drop the arms that an earlier leader beats on the first rows, and those that are not worth further rows."""
+    if state.whole:
+        return  # bets need scores of single rows
     arms = {arm.name: arm for arm in state.arms.values() if arm.raced}
     seen = {name: own[:until] for name, arm in arms.items() if (own := state.scores(arm, state.search))}
     seen = {name: own for name, own in seen.items() if len(own) == until or arms[name].dropped}
     costs = {name: state.cost(arms[name]) for name in seen}
-    for name, e in eliminate(seen, binary=state.binary, margin=state.margin, costs=costs).items():
+    for name, e in eliminate(seen, binary=state.scoring.binary, margin=state.margin, costs=costs).items():
         cheaper = costs[name] <= CHEAPER * costs[e.by]
         if cheaper and not futile(seen[e.by], seen[name], margin=state.margin, cheaper=True):
             continue  # proven worse, but by little: it may still be the better choice
@@ -202,11 +204,11 @@ def _make(state: ClimbState, arm: Arm) -> None:
 
 def _hopeless(state: ClimbState, arm: Arm, share: float, artifact: Artifact) -> str | None:
     """Say why a training is not worth its other steps: by the optimistic power law it does not reach the leader."""
-    if not state.leader or state.leader == arm.name:
+    if not state.leader or state.leader == arm.name or state.whole:
         return None
     leader, percent = state.arms[state.leader], round(100 * share)
-    most = max((n for n in looks(len(state.search)) if n <= 4 * FIRST), default=0)
-    for until in looks(most):
+    most = max((n for n in looks(len(state.search), whole=False) if n <= 4 * FIRST), default=0)
+    for until in looks(most, whole=False):
         own = state.part_scores(arm, percent, artifact, state.search, until)
         theirs = state.scores(leader, state.search, until)
         seen, bar = score_belief(own), score_belief(theirs)

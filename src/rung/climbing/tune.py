@@ -22,8 +22,8 @@ from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.racing import eliminate, looks, race_order
-from rung.evaluation.result import Comparison
-from rung.evaluation.scoring import compare, evaluate, metric_of
+from rung.evaluation.result import Comparison, Prediction
+from rung.evaluation.scoring import compare, evaluate, metric_of, row_values
 from rung.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -157,7 +157,7 @@ class _Search:
         self.zero, self.data, self.rung, self.folder = zero, data, first, folder
         self.trials, self.progress = trials, progress
         self.rows = race_order(data.validation)
-        self.binary = metric_of(zero, data.folder).binary
+        self.metric = metric_of(zero, data.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.study = _study(folder / "study.log", seed)
 
@@ -212,12 +212,16 @@ class _Search:
         earlier = {f"trial {t.number}": t.user_attrs["scores"] for t in self._finished() if t.user_attrs.get("scores")}
         scores: list[float] = []
         self.progress.start("validation", len(self.rows))
-        for until in looks(len(self.rows)):
-            part = self.rows[len(scores) : until]
-            scores.extend(p.score for p in evaluate(artifact, part, "validation", folder=self.data.folder))
+        whole, answered = self.metric.whole is not None, list[Prediction]()
+        for until in (len(self.rows),) if whole else looks(len(self.rows)):
+            part = self.rows[len(answered) : until]
+            answered += evaluate(artifact, part, "validation", folder=self.data.folder)
+            scores = row_values(self.metric, answered)
             self.progress.advance(len(part))
             seen = {name: own[:until] for name, own in earlier.items()}
-            if (e := eliminate({**seen, "this": scores}, binary=self.binary).get("this")) is not None:
+            if whole:
+                continue  # bets need scores of single rows
+            if (e := eliminate({**seen, "this": scores}, binary=self.metric.binary).get("this")) is not None:
                 self.progress.finish("beaten")
                 return scores, str(e)
         self.progress.finish(f"{sum(scores) / len(scores):.3f}")

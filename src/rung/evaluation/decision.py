@@ -101,11 +101,12 @@ def decide(
         ('lora', 'better', 50)
 
     Raises:
-        ValueError: an arm has no cost, the incumbent has no scores, or a score lies outside [0, 1].
+        ValueError: an arm has no cost, the incumbent has no scores, or a score is not finite or, where rows are looked
+            at, outside [0, 1].
     """
     margin = 2 * within if margin is None else margin
     exact = all(is_binary(list(s)) for s in scores.values()) if binary is None else binary
-    rows = {name: _checked(name, s, exact) for name, s in scores.items()}
+    rows = {name: _checked(name, s, exact, bounded=looked) for name, s in scores.items()}
     if incumbent not in rows or not len(rows[incumbent]) or set(costs) < set(rows):
         raise ValueError(f"need scores of {incumbent} and the cost of every arm")
     pairs = {
@@ -377,8 +378,11 @@ def _common(parts: Sequence[Mapping[str, Array]], a: str, b: str) -> tuple[Array
     return np.concatenate([one[:n] for one, _, n in both]), np.concatenate([other[:n] for _, other, n in both])
 
 
-def _checked(name: str, scores: Sequence[float], exact: bool) -> Array:
+def _checked(name: str, scores: Sequence[float], exact: bool, *, bounded: bool) -> Array:
     values = np.array(scores, dtype=np.float64)
-    if not ((values >= 0) & (values <= 1)).all() or (exact and not is_binary(values)):  # also for NaN
-        raise ValueError(f"the scores of {name} must {'be 0 or 1' if exact else 'lie in [0, 1]'}")
+    inside = (values >= 0) & (values <= 1) if bounded else np.isfinite(values)
+    if not inside.all() or (exact and not is_binary(values)):  # also for NaN
+        raise ValueError(
+            f"the scores of {name} must {'be 0 or 1' if exact else 'lie in [0, 1]' if bounded else 'be finite'}"
+        )
     return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,24 +16,24 @@ from rung.artifact.decoder import Answer
 from rung.artifact.parts import Signature
 from rung.data.kinds import BALANCED
 from rung.data.rows import Data, Example, labels_of
-from rung.evaluation.metrics.base import Case, Metric
+from rung.errors import ConfigError
+from rung.evaluation.metrics.base import Case, Metric, RowScore
 from rung.evaluation.metrics.labels import label_f1, label_statistic, macro_f1, macro_f1_interval
 from rung.evaluation.metrics.numbers import number_statistics
-from rung.evaluation.metrics.registry import METRICS, get_metric
+from rung.evaluation.metrics.registry import AT_K, METRICS, get_metric
 from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
 from rung.evaluation.prices import token_money
 from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
 from rung.evaluation.result import YARDSTICK, Comparison, Prediction, RungResult, Split
+from rung.evaluation.statistics import PairedComparison, is_binary, mean_interval
 from rung.evaluation.statistics import compare as compare_scores
-from rung.evaluation.statistics import is_binary, mean_interval
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from rung.task import Task
 
 
-AT_K = re.compile(r"accuracy@([1-9]\d*)")
 CUT = "the input was cut to fit the context"
 
 
@@ -56,8 +55,10 @@ def evaluate(
     metric = metric_of(artifact, folder)
     if examples and (artifact.retriever is not None or artifact.demonstrations is not None):
         artifact.decoder.render(artifact, examples[:1])  # loads what the rows' seconds should not include
-    answers = artifact.answer(examples, full=full, progress=progress)
+    answers = artifact.answer(examples, full=full or metric.top > 0, progress=progress)
     scores = metric.scores(cases(examples, answers))
+    if metric.top:
+        scores = [_at_k(artifact, example, answer, metric) for example, answer in zip(examples, answers, strict=True)]
     faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:
         asked = {row: answer for row, answer in enumerate(answers) if not answer.refused}
@@ -101,31 +102,54 @@ def cases(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Case]:
     ]
 
 
+def row_values(metric: Metric, rows: Sequence[Prediction]) -> list[float]:
+    """The numbers whose mean is the metric: the rows' scores, or those of a statistic of the whole set."""
+    if metric.whole is None or not rows:
+        return [row.score for row in rows]
+    # What counts as right may differ from the first expected answer.
+    return metric.whole(
+        [row.expected[0] if row.score == 1 else row.prediction for row in rows], [row.expected[0] for row in rows]
+    )
+
+
+def compare_rows(
+    metric: Metric, a: Sequence[Prediction], b: Sequence[Prediction], *, seed: int
+) -> PairedComparison:  # fmt: skip
+    """Compare b with a on the same rows; rows are fixed and broken by their own scores."""
+    found = compare_scores(row_values(metric, a), row_values(metric, b), seed=seed)
+    gains = [after.score - before.score for before, after in zip(a, b, strict=True)]
+    return replace(found, fixed=sum(gain > 0 for gain in gains), broken=sum(gain < 0 for gain in gains))
+
+
 def compare(
     a: Artifact, b: Artifact, examples: Sequence[Example], *, seed: int = 0, progress: Progress = QUIET
 ) -> Comparison:
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
-    scores = [[row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)]
-    return Comparison.of(a.name, b.name, a.signature.metric, compare_scores(*scores, seed=seed))
+    rows = [evaluate(artifact, examples, "test", progress=progress) for artifact in (a, b)]
+    return Comparison.of(a.name, b.name, a.signature.metric, compare_rows(metric_of(a), *rows, seed=seed))
 
 
 def related(
-    results: Sequence[RungResult], answers: Mapping[str, Sequence[Prediction]], recommended: str, *, seed: int
-) -> list[RungResult]:
+    results: Sequence[RungResult], answers: Mapping[str, Sequence[Prediction]], recommended: str, metric: Metric, *,
+    seed: int,
+) -> list[RungResult]:  # fmt: skip
     """Add to every measured rung how it compares with the best yardstick, and to a beaten one with the recommended.
 
     Both comparisons are on the rows of the rung's split that both answered, in the order in which they were answered;
     `answers` are those of all rungs. A beaten rung was stopped because of its scores, so an interval of its mean alone
     would be too low; its difference to the recommended rung has an interval by betting, valid at every stop.
     """
-    scores = {name: {(row.split, row.id): row.score for row in rows} for name, rows in answers.items()}
+    known = {name: {(row.split, row.id): row for row in rows} for name, rows in answers.items()}
     measured = {r.name: r for r in results if r.score is not None}
     yardsticks = [name for name, r in measured.items() if r.family == YARDSTICK]
-    shared = set.intersection(*(set(scores.get(name, ())) for name in yardsticks)) if yardsticks else set()
-    best = max(yardsticks, key=lambda name: sum(scores[name][key] for key in shared), default=None) if shared else None
+    shared = set.intersection(*(set(known.get(name, ())) for name in yardsticks)) if yardsticks else set()
+    totals = {
+        name: sum(row_values(metric, [known[name][key] for key in sorted(shared)])) for name in yardsticks if shared
+    }
+    best = max(totals, key=lambda name: totals[name], default=None)
 
-    def pair(rung: RungResult, other: str) -> tuple[list[float], list[float]]:
-        own, others = scores.get(rung.name, {}), scores.get(other, {})
+    def pair(rung: RungResult, other: str) -> tuple[list[Prediction], list[Prediction]]:
+        own, others = known.get(rung.name, {}), known.get(other, {})
         keys = [key for key in own if key[0] == rung.split and key in others]
         return [others[key] for key in keys], [own[key] for key in keys]
 
@@ -134,13 +158,14 @@ def related(
             return rung
         held, stopped = None, None
         if best is not None and rung.name != best and (rows := pair(rung, best))[0]:
-            held = Comparison.of(best, rung.name, rung.metric, compare_scores(*rows, seed=seed))
+            held = Comparison.of(best, rung.name, rung.metric, compare_rows(metric, *rows, seed=seed))
         if (
             rung.status in ("beaten", "stopped")
+            and metric.whole is None  # else only the budget ends a race, not the scores
             and rung.name not in (recommended, results[0].name)
             and (rows := pair(rung, recommended))[0]
         ):
-            stopped = _at_stop(recommended, rung, *rows)
+            stopped = _at_stop(recommended, rung, *([row.score for row in each] for each in rows))
         if stopped is None:
             return replace(rung, yardstick=held)
         return replace(rung, yardstick=held, stopped=stopped, low=None, high=None)
@@ -179,7 +204,7 @@ def summarize(
     """
     task, deep = artifact.signature, {int(found[1]) for name in statistics if (found := AT_K.fullmatch(name))}
     rows = evaluate(artifact, examples, split, folder=folder, judge=judge, full=bool(deep), progress=progress)
-    scores = {task.metric: [row.score for row in rows]}
+    scores = {task.metric: row_values(metric_of(artifact, folder), rows)}
     for name, metric in METRICS.items():
         # On all rows, the mean of its scores would be the accuracy; `whole` has the statistic itself.
         if task.kind in metric.kinds and name not in scores and name != BALANCED:
@@ -187,7 +212,10 @@ def summarize(
             scores[name] = [metric(row.prediction, row.expected) for row in rows]
     for k in sorted({3, 5} | deep) if task.kind == "category" and all(row.probs for row in rows) else ():
         if 1 <= k < len(task.labels):
-            scores[f"accuracy@{k}"] = [at_k(row, task.labels, k) for row in rows]
+            scores[f"accuracy@{k}"] = [
+                float(any(label in row.expected for label in top_k(task.labels, row.prediction, row.probs or (), k)))
+                for row in rows
+            ]
     if artifact.decoder.abstains:
         scores["coverage"] = [float(not row.abstained) for row in rows]
         if answered := [row.score for row in rows if not row.abstained]:
@@ -207,11 +235,25 @@ def summarize(
     return values
 
 
-def at_k(row: Prediction, labels: Sequence[str], k: int) -> float:
-    """Score 1 if the expected label is among the k most probable ones of an answered row."""
-    assert row.probs is not None
-    ranked = sorted(range(len(labels)), key=lambda index: (labels[index] != row.prediction, -(row.probs or ())[index]))
-    return float(any(labels[index] in row.expected for index in ranked[:k]))
+def top_k(labels: Sequence[str], answer: str, probs: Sequence[float], k: int) -> list[str]:
+    """The answer, and then the labels by probability, k in all."""
+    return sorted(labels, key=lambda label: (label != answer, -probs[labels.index(label)]))[:k]
+
+
+def _at_k(artifact: Artifact, example: Example, answer: Answer, metric: Metric) -> RowScore:
+    """Score 1 if an expected label is among the most probable ones."""
+    if answer.probabilities is None:
+        raise no_probabilities(artifact, metric)
+    ranked = top_k(artifact.signature.labels, answer.text, answer.probabilities, metric.top)
+    return RowScore(float(any(label in example.outputs for label in ranked)))
+
+
+def no_probabilities(artifact: Artifact, metric: Metric) -> ConfigError:
+    """The error where `accuracy@K` cannot be measured."""
+    return ConfigError(
+        "no-probabilities", f"{artifact.name} gives its labels no probabilities, which {metric.name} needs",
+        hint="label scoring and trained heads give them; or use `metric: accuracy`",
+    )  # fmt: skip
 
 
 def _mean(scores: Sequence[float]) -> dict[str, float]:

@@ -86,7 +86,8 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
 def mean_interval(scores: Scores, level: float = 0.95, *, seed: int, resamples: int = 10_000) -> Interval:
     """Compute the interval of a mean score: Wilson's where all scores are 0 or 1, else the BCa bootstrap's.
 
-    If all scores are the same but neither 0 nor 1, the interval has width zero: the bootstrap sees no spread.
+    If all scores are the same but neither 0 nor 1, the interval has width zero: the bootstrap sees no spread. The ends
+    lie in [0, 1], as means do.
 
     Raises:
         ValueError: there are no scores, or one is not finite.
@@ -94,7 +95,8 @@ def mean_interval(scores: Scores, level: float = 0.95, *, seed: int, resamples: 
     values = _vector(scores, "scores")
     if is_binary(values):
         return wilson(int(values.sum()), len(values), level)
-    return _bca(values, level, resamples, seed)
+    low, high = _bca(values, level, resamples, seed)
+    return Interval(min(1.0, max(0.0, low)), min(1.0, max(0.0, high)))
 
 
 def is_binary(scores: Scores) -> bool:

@@ -43,6 +43,15 @@ class Metric:
     binary: bool = False  # whether every score is 0 or 1
     rows: RowsFunction | None = None  # scores many answers, for metrics that read other columns or ask a model
     check: Callable[[Sequence[Example]], None] | None = None  # validates expected answers and the metric's own files
+    # Of a statistic of the whole set: numbers for the rows, by answers and expected answers, whose mean it is. What
+    # chooses inside a rung goes by the scores of single rows instead.
+    whole: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
+    top: int = 0  # of `accuracy@K`: how many of the most probable labels count; 0 where only the answer does
+
+    @property
+    def of_rows(self) -> str:
+        """What the scores of single rows are."""
+        return "accuracy" if self.top or self.whole is not None else self.name
 
     def __call__(self, prediction: str, references: Sequence[str], row: Mapping[str, Any] | None = None) -> float:
         """Score one answer, in [0, 1]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,11 +43,7 @@ def macro_f1(predictions: Sequence[str], expected: Sequence[str]) -> float:
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    pairs = _pairs(predictions, expected)
-    hits = Counter(truth for guess, truth in pairs if guess == truth)
-    guessed = Counter(guess for guess, _ in pairs)
-    true = Counter(truth for _, truth in pairs)
-    return sum(2 * hits[label] / (guessed[label] + true[label]) for label in true) / len(true)
+    return LabelStatistic(_f_beta(1)).of(predictions, expected)
 
 
 def macro_f1_interval(
@@ -71,6 +67,100 @@ def macro_f1_interval(
 
 
 _OF_A_LABEL = re.compile(r"(?P<what>precision|recall|f(?P<beta>\d+(?:\.\d+)?)):(?P<label>.+)")
+_MACRO = re.compile(r"macro_f(?P<beta>\d+(?:\.\d+)?)")
+_Rate = Callable[[float, float, float], float]  # of a label's right answers, all its answers, and its rows
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStatistic:
+    """The mean over labels of a rate, such as F1 or recall; see `label_statistic` for its names."""
+
+    rate: _Rate
+    label: str | None = None  # the only label that counts; None for each label that is expected somewhere
+
+    @classmethod
+    def named(cls, name: str) -> LabelStatistic | None:
+        """Find a statistic by its name; None for a name of another kind."""
+        if name == "balanced_accuracy":
+            return cls(_recall)
+        if macro := _MACRO.fullmatch(name):
+            return cls(_f_beta(float(macro["beta"])))
+        if (of := _OF_A_LABEL.fullmatch(name)) is None:
+            return None
+        rate = _f_beta(float(of["beta"])) if of["beta"] else _recall if of["what"] == "recall" else _precision
+        return cls(rate, canonical(of["label"]))
+
+    def of(self, predictions: Sequence[str], expected: Sequence[str]) -> float:
+        """Compute the statistic."""
+        counts = _Counts(_pairs(predictions, expected))
+        rates = [self.rate(*counts.of(label)) for label in self._labels(counts)]
+        return sum(rates) / len(rates)
+
+    def values(self, predictions: Sequence[str], expected: Sequence[str]) -> list[float]:
+        """Give each row the number that it adds, so that the mean of the rows is the statistic itself.
+
+        They are the jackknife's: what the statistic loses without the row, times the number of other rows, around the
+        statistic. Means of such numbers vary as the statistic does, and rather more (Efron & Stein, The jackknife
+        estimate of variance, Annals of Statistics 9, 1981), so paired tests of means
+        apply. They may lie outside [0, 1].
+        """
+        pairs = _pairs(predictions, expected)
+        counts, n = _Counts(pairs), len(pairs)
+        rates = {label: self.rate(*counts.of(label)) for label in self._labels(counts)}
+        lost = {}
+        for guess, truth in set(pairs):
+            right = guess == truth
+            others = {
+                label: self.rate(hits - right, given - (label == guess), true - (label == truth))
+                for label in {guess, truth} & set(rates)
+                for hits, given, true in [counts.of(label)]
+            }
+            lost[guess, truth] = sum(rates[label] - other for label, other in others.items()) / len(rates)
+        mean = sum(lost[pair] for pair in pairs) / n
+        whole = sum(rates.values()) / len(rates)
+        return [whole + (n - 1) * (lost[pair] - mean) for pair in pairs]
+
+    def metric(self, name: str, description: str) -> Metric:
+        """Make the metric of a climb. One row is scored as right or wrong."""
+
+        def check(examples: Sequence[Example]) -> None:
+            labels = {canonical(label) for example in examples for label in example.outputs}
+            if self.label is not None and self.label not in labels:
+                raise ConfigError(
+                    "bad-setting", f"the metric {name} names {self.label!r}, which is no label of the rows",
+                    hint=suggest(self.label, sorted(labels)),
+                )  # fmt: skip
+
+        return Metric(name, accuracy, description, ("category",), check=check, whole=self.values)
+
+    def _labels(self, counts: _Counts) -> list[str]:
+        return list(counts.true) if self.label is None else [self.label]
+
+
+class _Counts:
+    """How often each label is expected, answered, and both."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.found, self.true = Counter(guess for guess, _ in pairs), Counter(truth for _, truth in pairs)
+        self.hits = Counter(truth for guess, truth in pairs if guess == truth)
+
+    def of(self, label: str) -> tuple[int, int, int]:
+        return self.hits[label], self.found[label], self.true[label]
+
+
+def _precision(hits: float, found: float, true: float) -> float:
+    del true
+    return hits / (found or 1)
+
+
+def _recall(hits: float, found: float, true: float) -> float:
+    del found
+    return hits / (true or 1)
+
+
+def _f_beta(beta: float) -> _Rate:
+    """Make the rate F-beta of a label: beta above 1 counts recall more than precision."""
+    return lambda hits, found, true: (1 + beta**2) * hits / (found + beta**2 * true or 1)
 
 
 def label_statistic(name: str, predictions: Sequence[str], expected: Sequence[str]) -> float | None:
@@ -87,23 +177,23 @@ def label_statistic(name: str, predictions: Sequence[str], expected: Sequence[st
     Raises:
         ValueError: the two differ in length or are empty.
     """
-    pairs = _pairs(predictions, expected)
-    found, true = Counter(guess for guess, _ in pairs), Counter(truth for _, truth in pairs)
-    hits = Counter(truth for guess, truth in pairs if guess == truth)
+    found = LabelStatistic.named(name)
+    return None if found is None else found.of(predictions, expected)
 
-    def f_beta(label: str, beta: float) -> float:
-        return (1 + beta**2) * hits[label] / (found[label] + beta**2 * true[label] or 1)
 
-    if name == "balanced_accuracy":
-        return sum(hits[label] / true[label] for label in true) / len(true)
-    if macro := re.fullmatch(r"macro_f(\d+(?:\.\d+)?)", name):
-        return sum(f_beta(label, float(macro[1])) for label in true) / len(true)
-    if (of := _OF_A_LABEL.fullmatch(name)) is None:
-        return None
-    label = canonical(of["label"])
-    if of["beta"]:
-        return f_beta(label, float(of["beta"]))
-    return hits[label] / ((true if of["what"] == "recall" else found)[label] or 1)
+def at_k_metric(k: int) -> Metric:
+    """Make `accuracy@K` a metric of a climb: whether an expected label is among the K most probable ones."""
+
+    def check(examples: Sequence[Example]) -> None:
+        labels = len({canonical(label) for example in examples for label in example.outputs})
+        if k >= labels:
+            raise ConfigError(
+                "bad-setting", f"the metric accuracy@{k} is always 1 with {labels} labels",
+                hint="take a smaller number" if labels > 1 else "use `metric: accuracy`",
+            )  # fmt: skip
+
+    description = f"an expected label is among the {k} most probable"
+    return Metric(f"accuracy@{k}", accuracy, description, ("category",), binary=True, check=check, top=k)
 
 
 def label_costs_metric(settings: Mapping[str, Any]) -> Metric:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from rung.evaluation.metrics.base import Metric, MetricFunction
 from rung.evaluation.metrics.execution import code_metric, program_limits, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import (
+    LabelStatistic,
     accuracy,
+    at_k_metric,
     label_costs_metric,
     labels_exact,
     labels_f1,
@@ -89,6 +92,19 @@ class LabelCostSettings(_Settings):
     other: float = Field(1.0, gt=0, description="Cost of every other wrong answer.")
 
 
+class FBetaSettings(_Settings):
+    """Settings of `f_beta`."""
+
+    beta: float = Field(1, gt=0, description="Above 1, recall counts more; below 1, precision.")
+    label: str | None = Field(None, description="The only label that counts; default: the mean over all labels.")
+
+
+class LabelRecallSettings(_Settings):
+    """Settings of `label_recall`."""
+
+    label: str = Field(description="The label whose rows count.")
+
+
 class ClosenessSettings(_Settings):
     """Settings of `closeness`."""
 
@@ -147,6 +163,11 @@ _Make = Callable[[Mapping[str, Any], Path | None], Metric]
 
 WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
     "label_costs": (LabelCostSettings, lambda settings, folder: label_costs_metric(settings)),
+    "f_beta": (FBetaSettings, lambda settings, folder: _f_beta(settings)),
+    "label_recall": (
+        LabelRecallSettings,
+        lambda settings, folder: _of_labels("label_recall", f"recall:{settings['label']}"),
+    ),
     "closeness": (ClosenessSettings, lambda settings, folder: closeness_metric(settings)),
     "within": (WithinSettings, lambda settings, folder: within_metric(settings)),
     "sari": (SariSettings, lambda settings, folder: text.sari_metric(settings)),
@@ -156,10 +177,11 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
 }
 
 
+AT_K = re.compile(r"accuracy@([1-9]\d*)")
 # Statistics that people name as metrics, and the metric whose mean ranks alike.
 OF_SETS = {
     "mae": "closeness", "rmse": "{name: closeness, power: 2}", "mse": "{name: closeness, power: 2}",
-    "quadratic_kappa": "{name: closeness, power: 2}", "macro_f1": BALANCED, "macro_recall": BALANCED, "f1": BALANCED,
+    "quadratic_kappa": "{name: closeness, power: 2}", "macro_recall": BALANCED, "f1": "macro_f1",
 }  # fmt: skip
 
 
@@ -203,7 +225,22 @@ def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) 
     return make(checked.model_dump(), folder)
 
 
+def _f_beta(settings: Mapping[str, Any]) -> Metric:
+    beta, label = f"{settings['beta']:g}", settings["label"]
+    return _of_labels("f_beta", f"macro_f{beta}" if label is None else f"f{beta}:{label}")
+
+
+def _of_labels(name: str, statistic: str) -> Metric:
+    found = LabelStatistic.named(statistic)
+    assert found is not None
+    return found.metric(name, f"{statistic} of all rows together")
+
+
 def _own(name: str, folder: Path | None) -> Metric:
+    if name.startswith("macro_f") and LabelStatistic.named(name) is not None:
+        return _of_labels(name, name)
+    if ranked := AT_K.fullmatch(name):
+        return at_k_metric(int(ranked[1]))
     if ":" in name:
         return Metric(name, _load(name, folder), "the task's own metric", _EVERY)
     if name.lower() in OF_SETS:
@@ -211,7 +248,7 @@ def _own(name: str, folder: Path | None) -> Metric:
             "unknown-name", f"{name} is a statistic of a whole set, and a climb needs a score for each row",
             hint=f"use `metric: {OF_SETS[name.lower()]}`, which decides alike; `rung eval` reports {name}",
         )  # fmt: skip
-    names = [*METRICS, *WITH_SETTINGS]
+    names = [*METRICS, "macro_f1", "accuracy@3", *WITH_SETTINGS]
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     guess = f"did you mean {by_lower[close[0]]!r}? " if close else ""
