@@ -113,7 +113,7 @@ def test_the_contrastive_loss_is_that_of_the_paper():
         alike = [p for p in range(7) if p != i and labels[p] == labels[i]]
         losses.append(-np.mean([np.log(np.exp(z[i] @ z[p] / 0.2) / below) for p in alike]))
     found = contrastive_loss(torch.from_numpy(z), torch.tensor(labels), 0.2)
-    np.testing.assert_allclose(found.item(), np.mean(losses), rtol=1e-12)
+    np.testing.assert_allclose(found.numpy(), losses, rtol=1e-12)
 
 
 def test_without_contrast_the_loss_is_cross_entropy(tiny_encoder):
@@ -132,10 +132,21 @@ def test_with_contrast_every_text_brings_another_of_its_label(tiny_encoder):
     whole = [*rows, *(rows[i] for i in (1, 0, 3, 2, 5, 4))]
     vectors = torch.from_numpy(trained.embed([row.tokens for row in whole]))
     labels = torch.tensor([row.label for row in whole])
-    contrast = contrastive_loss(vectors, labels, 0.1)
+    contrast = contrastive_loss(vectors, labels, 0.1).mean()
     entropy = cross_entropy(trained.logits(vectors), labels)
     loss = LabelLoss(trained, rows, 0.3, 0.1)(rows)
     torch.testing.assert_close(loss, 6 * (0.3 * contrast + 0.7 * entropy), atol=1e-4, rtol=1e-5)
+
+
+def test_a_row_of_weight_2_is_a_row_that_is_there_twice(tiny_encoder):
+    trained = with_head(tiny_encoder)
+    trained.model.eval()
+    rows = labelled(trained)
+    heavy = [replace(rows[0], mass=2.0), *rows[1:]]
+    loss = LabelLoss(trained, rows, 0.0, 0.1)
+    torch.testing.assert_close(loss(heavy), loss([rows[0], *rows]))
+    assert sum(row.mass for row in heavy) == 7
+    assert loss(heavy) - loss(rows) > 0.01
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from toys import llama, plain_loss, rows, turns
+from toys import llama, plain_loss, rows, turns, weighed
 
 from rung.artifact.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
@@ -64,7 +64,7 @@ def whole_loss(model, part):
         del loss_module._SPLIT_LOGITS[model]
 
 
-@pytest.mark.parametrize("part", [rows(0, 1), rows(0, 5), rows(7, 1), rows(7, 5), turns()], ids=len)
+@pytest.mark.parametrize("part", [rows(0, 1), rows(0, 5), rows(7, 1), weighed(rows(7, 5)), turns()], ids=len)
 @pytest.mark.parametrize("way", [packed_loss, layered_loss, unshared_loss, chunked_loss, whole_loss])
 def test_loss_and_gradient_equal_the_plain_path(tiny, part, way):
     found = []
@@ -193,6 +193,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
     assert cut.norms == pytest.approx(whole.norms, abs=1e-4)
     for one, other in zip(tensors.values(), others.values(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_row_of_weight_2_trains_as_a_row_that_is_there_twice(tiny, micro_batch):
+    schedule = TrainConfig(epochs=3, batch_size=8, learning_rate=1e-2, precision="float32")
+    part = rows(7, 5)
+    twice, tensors = trained(tiny, schedule, [part[0], *part])
+    heavy = [replace(part[0], weight=2.0), *part[1:]]
+    once, others = trained(tiny, replace(schedule, micro_batch_size=micro_batch), heavy)
+    assert [v for _, v in once.losses] == pytest.approx([v for _, v in twice.losses], abs=1e-5)
+    assert once.norms == pytest.approx(twice.norms, abs=1e-4)
+    for one, other in zip(tensors.values(), others.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    plain, _ = trained(tiny, schedule, part)
+    assert abs(plain.losses[0][1] - once.losses[0][1]) > 1e-4
 
 
 def test_divergence_is_an_error(tiny):

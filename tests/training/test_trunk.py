@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toys
-from toys import plain_loss, rows, turns
+from toys import plain_loss, rows, turns, weighed
 
 from rung.models.reference import last_layers, layer_list
 from rung.training import activation_cache as trunk
@@ -111,7 +111,7 @@ class Notes:
 
 
 @pytest.mark.parametrize("frozen", [1, 3, None])
-@pytest.mark.parametrize("data", [rows(), rows(0), turns()], ids=["shared", "unshared", "turns"])
+@pytest.mark.parametrize("data", [rows(), weighed(rows(0)), turns()], ids=["shared", "unshared, weighed", "turns"])
 def test_loss_and_gradient_are_those_of_the_whole_model(model, frozen, data):
     progress = Notes()
     loss = cached_loss(model, frozen, data, SCHEDULE, progress=progress)

@@ -1,6 +1,7 @@
 """Tiny random models and rows, and the plain loss that everything is compared with."""
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -42,6 +43,11 @@ def turns(count=5):
     ]
 
 
+def weighed(part):
+    """The rows with weights of 1, 1.5, 2, and so on."""
+    return [replace(row, weight=1 + i / 2) for i, row in enumerate(part)]
+
+
 def plain_loss(model, part):
     """The loss of transformers itself, row by row, all that is not supervised masked."""
     total = 0.0
@@ -50,5 +56,5 @@ def plain_loss(model, part):
         labels = torch.full_like(ids, -100)
         for first, last in row.spans:
             labels[0, first:last] = ids[0, first:last]
-        total = total + model(input_ids=ids, labels=labels).loss * row.supervised
+        total = total + model(input_ids=ids, labels=labels).loss * row.mass
     return total

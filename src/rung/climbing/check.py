@@ -123,8 +123,9 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     )
     if task.data.weight is not None:
         notes.append(
-            f"{task.data.weight!r} weighs rows in features, llm-features, features-tfidf, tfidf-head, ridge and "
-            "ridge-encoder; prompts, other training, scores and decisions count every row alike"
+            f"{task.data.weight!r} weighs rows in features, llm-features, features-tfidf, tfidf-head, ridge, "
+            "ridge-encoder, and where a language model or an encoder is trained on answers; prompts, preferences, "
+            "scores and decisions count every row alike"
         )
     refused = missing(permits_of(task))
     notes += [f"a climb needs your consent first, by `rung trust`: {permit}" for permit in refused]

@@ -206,7 +206,7 @@ class DataSource(Section):
     train_rows: Count | None = Field(None, description="Keep at most this many training rows.")
     validation_rows: Count | None = Field(None, description="Keep at most this many validation rows.")
     test_rows: Count | None = Field(None, description="Keep at most this many test rows.")
-    weight: str | None = Field(None, description="Column of a row's weight, for the heads that weigh rows.")
+    weight: str | None = Field(None, description="Column of a row's weight, for the heads and models that are trained.")
     spans: str | None = Field(
         None,
         description="Column with the answer's locations in the corpus: [{document, start, end}], in characters; an "

@@ -413,7 +413,8 @@ def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
     challenger, metric = _name_and_metric(registry.path(trial).absolute())
     served, _ = _name_and_metric(registry.path_of(trial.against).absolute())
     current, figures = now is not None and now.artifact == trial.against, standing(store, trial, metric)
-    return TrialReport(trial, trial.runs(now), current, served, challenger, metric.of_rows, figures, registry, store.name)
+    names = served, challenger, metric.of_rows
+    return TrialReport(trial, trial.runs(now), current, *names, figures, registry, store.name)
 
 
 @lru_cache(64)

@@ -31,7 +31,7 @@ from rung.rungs.base import Applicability, Cost, CountOrZero, Fraction, PartialS
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
 from rung.rungs.features import head_applies, head_key, labelled_texts
 from rung.rungs.fine_tune import hold_out
-from rung.rungs.linear import train_head
+from rung.rungs.linear import row_weights, train_head
 from rung.training.config import Count, NonNegative, Precision, Share, TrainConfig
 from rung.training.precision import matmul_dtype
 
@@ -118,15 +118,16 @@ class FineTunedEncoder(Rung):
             from rung.training.encoder import EncoderWithHead, LabelledText, keep_encoder
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
+        named = labelled_texts(artifact, train, data.labels, names=self.label_names)
         rows, held_out_rows = (
             [
-                LabelledText(tokens, int(label))
-                for parts, label in zip(map(trained.windows, texts), labels, strict=True)
+                LabelledText(tokens, int(label), 1.0 if weights is None else float(weights[number]))
+                for number, (parts, label) in enumerate(zip(map(trained.windows, texts), labels, strict=True))
                 for tokens in trained.tokenize(parts)
             ]
-            for texts, labels in (
-                labelled_texts(artifact, train, data.labels, names=self.label_names),
-                labelled_texts(artifact, held_out, data.labels, names=False),
+            for (texts, labels), weights in (
+                (named, row_weights(train, len(named[0]) - len(train))),
+                (labelled_texts(artifact, held_out, data.labels, names=False), None),
             )
         )
         result, checkpoints = self._train(trained, rows, held_out_rows, len(data.labels), progress)
@@ -141,7 +142,9 @@ class FineTunedEncoder(Rung):
         self, trained: EncoderWithHead, rows: Sequence[LabelledText], labels: int, progress: Progress
     ) -> tuple[Any, Any]:
         vectors, truth = trained.embed([row.tokens for row in rows]), np.array([row.label for row in rows])
-        weight, intercept, _ = train_head([vectors], truth, labels, seed=self.seed, progress=progress)
+        masses = np.array([row.mass for row in rows])
+        weights = None if (masses == 1).all() else masses
+        weight, intercept, _ = train_head([vectors], truth, labels, seed=self.seed, weights=weights, progress=progress)
         return weight, intercept
 
     def _train(
@@ -161,7 +164,7 @@ class FineTunedEncoder(Rung):
                 logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
             return float((logits.argmax(1).cpu() == torch.tensor([row.label for row in held_out])).float().mean())
 
-        hashes = [hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out)]
+        hashes = [hash_of([[row.tokens, row.label, row.mass] for row in part], digits=64) for part in (rows, held_out)]
         checkpoints = Checkpoints.of({
             "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": hashes[0], "held_out": hashes[1],
             "torch": torch.__version__, "matmul_dtype": matmul_dtype(trained.model.device.type, self.precision),

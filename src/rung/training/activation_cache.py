@@ -38,7 +38,9 @@ from rung.training.loss import (
     pack,
     packed_layers,
     splits_logits,
+    summed,
     targets_of,
+    weights_of,
 )
 from rung.training.memory import free_bytes
 from rung.training.precision import matmul_dtype, matmul_precision
@@ -133,7 +135,8 @@ def _output_layer_loss(
 
     def loss(part: Sequence[TokenizedExample]) -> torch.Tensor:
         states = torch.cat([cache[start_of[row] : start_of[row] + row.supervised] for row in part])
-        return loss_of_states(model, states.to(model.device), targets_of(part).to(model.device), smoothing).sum()
+        losses = loss_of_states(model, states.to(model.device), targets_of(part).to(model.device), smoothing)
+        return summed(losses, weights_of(part, model.device))
 
     return loss
 

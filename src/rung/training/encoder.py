@@ -33,15 +33,11 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text as tokens, special ones included, and the number of its label."""
+    """A text as tokens, special ones included, the number of its label, and its weight."""
 
     tokens: tuple[int, ...]
     label: int
-
-    @property
-    def supervised(self) -> int:
-        """The number of targets: its label."""
-        return 1
+    mass: float = 1.0  # the weight of its loss
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -162,7 +158,7 @@ class LabelLoss:
     """The summed loss of some texts, a scalar with gradients: contrast between labels, and cross-entropy of the head.
 
     With `contrast` c it is c times the supervised contrastive loss (Khosla et al. 2020,
-    https://arxiv.org/abs/2004.11362) and 1 - c times the cross-entropy, as Gunel et al. 2021
+    https://arxiv.org/abs/2004.11362) and 1 - c times the cross-entropy, each by the rows' weights, as Gunel et al. 2021
     (https://arxiv.org/abs/2011.01403) add them. For the contrast, torch's random generator draws another text of the
     same label from all training `rows` for every text, so that each has a positive in its batch. Cosines are divided by
     `temperature`.
@@ -181,12 +177,14 @@ class LabelLoss:
         batch = [*part, *map(self._another, part)] if self.contrast else part
         vectors = self.trained.vectors([row.tokens for row in batch])
         labels = torch.tensor([row.label for row in batch], device=vectors.device)
+        weights = torch.tensor([row.mass for row in part], device=vectors.device).repeat(len(batch) // len(part))
         total = torch.zeros((), device=vectors.device)
         if self.contrast < 1:
-            total = total + (1 - self.contrast) * cross_entropy(self.trained.logits(vectors), labels)
+            losses = cross_entropy(self.trained.logits(vectors), labels, reduction="none")
+            total = total + (1 - self.contrast) * (weights * losses).sum()
         if self.contrast:
-            total = total + self.contrast * contrastive_loss(vectors, labels, self.temperature)
-        return total * len(part)
+            total = total + self.contrast * (weights * contrastive_loss(vectors, labels, self.temperature)).sum()
+        return total * len(part) / len(batch)
 
     def _another(self, row: LabelledText) -> LabelledText:
         """Draw another row of the same label, or the row itself where there is none: dropout still differs."""
@@ -210,7 +208,7 @@ def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Compute the mean supervised contrastive loss, the sum over positives outside the logarithm (equation 2).
+    """Compute the supervised contrastive loss of each row, the sum over positives outside the logarithm (equation 2).
 
     Every label in `labels` [rows] occurs twice or more; `vectors` [rows, dimension] have unit length.
     """
@@ -218,7 +216,7 @@ def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: f
     similarity = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
     likelihood = (similarity - similarity.logsumexp(1, keepdim=True)).masked_fill(itself, 0)
     positive = (labels[:, None] == labels) & ~itself
-    return -((likelihood * positive).sum(1) / positive.sum(1)).mean()
+    return -(likelihood * positive).sum(1) / positive.sum(1)
 
 
 def keep_encoder(trained: EncoderWithHead) -> Path:

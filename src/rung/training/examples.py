@@ -99,8 +99,8 @@ class TrainingRow(Protocol):
     """What the loop needs of a row: its length in tokens, and over how many targets its loss is summed."""
 
     @property
-    def supervised(self) -> int:
-        """The number of targets."""
+    def mass(self) -> float:
+        """The number of targets, times the row's weight."""
 
     def __len__(self) -> int: ...
 
@@ -128,6 +128,7 @@ class TokenizedExample:
     source: str  # `file:line`
     dropped_demonstrations: int = 0  # left out so that the row fits
     apart: bool = False  # it is one turn of a conversation whose end is another example
+    weight: float = 1.0  # of the loss of its tokens
 
     @classmethod
     def answered(cls, prompt: Sequence[int], answer: Sequence[int], source: str, dropped: int = 0) -> Self:
@@ -150,6 +151,11 @@ class TokenizedExample:
         """The number of supervised tokens."""
         return sum(last - first for first, last in self.spans)
 
+    @property
+    def mass(self) -> float:
+        """The number of supervised tokens, times the row's weight."""
+        return self.weight * self.supervised
+
     def examples(self) -> list[TokenizedExample]:
         """Itself."""
         return [self]
@@ -157,7 +163,7 @@ class TokenizedExample:
     @property
     def content(self) -> list[Any]:
         """What identifies the row among others, as JSON values."""
-        return [self.tokens, self.spans]
+        return [self.tokens, self.spans] if self.weight == 1 else [self.tokens, self.spans, self.weight]
 
     def layouts(self) -> list[Layout]:
         """The row as a trunk. Its last supervised token, and what follows it, is never read."""
@@ -187,7 +193,7 @@ class Completions:
         return [TokenizedExample.answered(self.prompt, each, self.source) for each in self.completions]
 
     @property
-    def supervised(self) -> int:
+    def mass(self) -> float:
         """One: the loss of such a row is one number, however long its completions are."""
         return 1
 
@@ -320,7 +326,7 @@ class _Reader:
             hint = "shorten the row, or set the rung's `truncation` to drop such rows or to truncate their input"
             raise TrainingError("context-overflow", why, hint=hint)
         self.report.turns_apart += sum(example.apart for example in examples)
-        return examples
+        return [replace(example, weight=answered[0].weight) for example in examples]
 
     def _excess(self, examples: Sequence[TokenizedExample]) -> int:
         return max(map(len, examples)) - self.limit

@@ -65,9 +65,9 @@ def train(
 ) -> TrainResult:  # fmt: skip
     """Train a change of a base model's weights; the base model's own weights stay as they are.
 
-    The loss of a step is the mean over all targets of its batch (supervised tokens; pairs, for preferences), however
-    the batch is cut into forward passes. So long answers do not count less, and accumulated gradients are those of the
-    whole batch.
+    The loss of a step is the mean over all targets of its batch (supervised tokens, by the weights of their rows;
+    pairs, for preferences), however the batch is cut into forward passes. So long answers do not count less, and
+    accumulated gradients are those of the whole batch.
 
     The `learning_rate` and `batch_size` of `config` are numbers. `loss` sums over some rows; by default over their
     supervised tokens. `evaluate` is called after each epoch with the change switched on, and the weights of the best
@@ -167,13 +167,13 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(step, steps)
         self.optimizer.zero_grad(set_to_none=True)
-        supervised = sum(row.supervised for row in batch)
+        mass = sum(row.mass for row in batch)
         total = 0.0
         size = self.config.micro_batch_size or max(1, len(batch))
         # Around the backward pass too: gradient checkpointing runs layers again.
         with matmul_precision(self.result.matmul_dtype), packed_layers(self.model):
             for first in range(0, len(batch), size):
-                loss = self.loss(batch[first : first + size]) / supervised
+                loss = self.loss(batch[first : first + size]) / mass
                 loss.backward()
                 total += float(loss.item())
         if (penalty := self.change.penalty()) is not None:

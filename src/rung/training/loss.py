@@ -38,6 +38,7 @@ class Packed:
     positions: torch.Tensor  # [1, T]
     supervised: torch.Tensor  # [S]: positions in the sequence whose output predicts an answer token
     targets: torch.Tensor  # [S]: the answer tokens
+    weights: torch.Tensor | None  # [S]: of their losses; None where all count alike
     shared: int  # length of the common prefix
     lengths: torch.Tensor  # [R]: tokens of each row after the prefix
     gather: torch.Tensor  # [R * L]: position of each row's own tokens after the prefix, padded with 0
@@ -84,7 +85,8 @@ def pack(part: Sequence[TokenizedExample | Completions], device: Any, *, share_p
     return Packed(
         ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
         positions=positions[None].to(device), supervised=torch.cat(supervised).to(device),
-        targets=targets_of(part).to(device), shared=shared, lengths=lengths.to(device),
+        targets=targets_of(part).to(device), weights=weights_of(part, device), shared=shared,
+        lengths=lengths.to(device),
         gather=gather.flatten().to(device), scatter=torch.nonzero(real.flatten())[:, 0].to(device),
         rows=len(own), mask=mask.to(device),
     )  # fmt: skip
@@ -93,6 +95,19 @@ def pack(part: Sequence[TokenizedExample | Completions], device: Any, *, share_p
 def targets_of(part: Sequence[TokenizedExample | Completions]) -> torch.Tensor:
     """The supervised tokens of a batch, shape [S]."""
     return torch.tensor([t for row in part for layout in row.layouts() for t in layout.targets])
+
+
+def weights_of(part: Sequence[TokenizedExample | Completions], device: Any) -> torch.Tensor | None:
+    """The weights of the supervised tokens' losses, shape [S]; None where all count alike."""
+    rows = [row for row in part if isinstance(row, TokenizedExample)]
+    if all(row.weight == 1 for row in rows):
+        return None
+    return torch.tensor([row.weight for row in rows for _ in range(row.supervised)], device=device)
+
+
+def summed(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The sum of the losses of tokens, by the weights of their rows."""
+    return losses.sum() if weights is None else (weights * losses).sum()
 
 
 def packed_attention(
@@ -214,7 +229,7 @@ class AnswerLoss:
         # `splits_logits` may run a few tokens: before the noise is on.
         splits_logits(self.model)
         with _noise(self.model, packed, self.neftune_alpha):
-            return token_losses(self.model, packed, self.label_smoothing).sum()
+            return summed(token_losses(self.model, packed, self.label_smoothing), packed.weights)
 
 
 def token_losses(model: Any, packed: Packed, smoothing: float = 0.0) -> torch.Tensor:
