@@ -15,7 +15,6 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -222,19 +221,3 @@ def _raise(message: str) -> NoReturn:
 
 if __name__ == "__main__":
     main()
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """How an assistant's turn begins: the template's variables, and an edit of the end of its generation prompt."""
-
-    variables: tuple[tuple[str, Any], ...] = ()
-    drop: str = ""  # the end of the generation prompt that is left out
-    add: str = ""  # what follows it
-
-    def edited(self, rendered: str) -> str:
-        """Rendered text with a generation prompt at its end, begun this way."""
-        return rendered.removesuffix(self.drop) + self.add
-
-
-PLAIN = Beginning()

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rung.errors import ModelError
 from rung.models import bounded
 
 BETWEEN = "\n\n"  # between the messages of a model that has no template
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How an assistant's turn begins: the template's variables, and an edit of the end of its generation prompt."""
+
+    variables: tuple[tuple[str, Any], ...] = ()
+    drop: str = ""  # the end of the generation prompt that is left out
+    add: str = ""  # what follows it
+
+    def edited(self, rendered: str) -> str:
+        """Rendered text with a generation prompt at its end, begun this way."""
+        return rendered.removesuffix(self.drop) + self.add
+
+
+PLAIN = Beginning()
 
 
 def render(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from rung.errors import ModelError
-from rung.models.bounded import Beginning
+from rung.models.chat import Beginning
 from rung.models.thinking import Thinking, answer_beginning, thought_beginning, thought_key
 from rung.models.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rung.errors import ModelError
 from rung.models import bounded
-from rung.models.bounded import PLAIN, Beginning
+from rung.models.chat import PLAIN, Beginning
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer

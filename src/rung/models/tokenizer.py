@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError
 from rung.models import chat
-from rung.models.bounded import PLAIN, Beginning
+from rung.models.chat import PLAIN, Beginning
 from rung.models.hub import read_json
 
 if TYPE_CHECKING:
