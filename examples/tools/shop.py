@@ -3,6 +3,7 @@
 import ast
 import csv
 import operator
+from difflib import get_close_matches
 from pathlib import Path
 
 PRICES = Path(__file__).with_name("prices.csv")
@@ -10,7 +11,7 @@ OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mu
 
 
 def calculate(expression: str) -> float:
-    """Work out a sum such as 3 * (2.5 + 1).
+    """Work out a sum of numbers that were looked up or stand in the question.
 
     Args:
         expression: numbers, + - * / and brackets.
@@ -30,10 +31,11 @@ def look_up(item: str) -> dict[str, str | float]:
     """Look up what one piece of an item costs, in euros, and how many are in stock.
 
     Args:
-        item: its name, in the singular.
+        item: the name of one item, in the singular.
     """
     with PRICES.open(newline="", encoding="utf-8") as rows:
-        for row in csv.DictReader(rows):
-            if row["item"] == item.strip().lower():
-                return {"item": row["item"], "price": float(row["price"]), "stock": int(row["stock"])}
-    raise LookupError(f"the price list has no {item!r}")
+        prices = {row["item"]: row for row in csv.DictReader(rows)}
+    if (row := prices.get(item.strip().lower())) is None:
+        close = get_close_matches(item.strip().lower(), prices, 1)
+        raise LookupError(f"the price list has no {item!r}" + (f"; look up {close[0]!r}" if close else ""))
+    return {"item": row["item"], "price": float(row["price"]), "stock": int(row["stock"])}

@@ -180,6 +180,7 @@ def test_constraints_admit_calls_and_answers_and_nothing_else(folder):
     good = {"place": {"name": "a", "floor": 1}, "unit": "ft"}
     assert valid({"step": {"tool": "where", "arguments": good}})
     assert valid({"step": {"answer": "a"}})
+    assert valid({"step": {"answer": 647.13}})
     assert not valid({"step": {"tool": "where", "arguments": {"place": {"name": "a"}}}})  # every argument is written
     assert not valid({"step": {"tool": "other", "arguments": good}})
     assert not valid({"step": {"tool": "where", "arguments": {**good, "unit": "km"}}})

@@ -103,6 +103,30 @@ def test_the_server_reads_every_format(text, calls):
     assert [Call(one["name"], json.loads(one["arguments"])) for one in functions] == list(calls)
 
 
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ('```json\n{"name": "look_up", "arguments": {"item": "x"}}\n```', ["x"]),
+        ('I look it up.\n```\n{"name": "look_up", "arguments": {"item": "x"}}\n```\nThen I answer.', ["x"]),
+        ('{{"name": "look_up", "arguments": {"item": "x"}}}', ["x"]),
+        ('{{"name": "look_up", "arguments": {{"item": "x"}}}}', ["x"]),
+        ('<tool_call>\n{{"name": "look_up", "arguments": {"item": "x"}}}\n</tool_call>', ["x"]),
+        (
+            '{"name": "look_up", "arguments": {"item": "x"}} and {"name": "look_up", "arguments": {"item": "y"}}',
+            ["x", "y"],
+        ),
+        ('```json\n{"name": "delete", "arguments": {"item": "x"}}\n```', None),  # no tool of this name
+        ('The row is {"item": "x", "price": 3}.', None),
+        ('{{"name": "look_up", "arguments": {', None),
+    ],
+)
+def test_calls_of_known_tools_are_read_between_other_text(text, items):
+    turn = read_turn(text, ["look_up", "calculate"])
+    assert turn == (text.strip() if items is None else tuple(Call("look_up", {"item": item}) for item in items))
+    if "tool_call" not in text:
+        assert read_turn(text) == text.strip()  # without names, it is an answer
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_an_answer_is_no_call(text):
     assert read_turn(text) == text.strip()
@@ -125,6 +149,10 @@ def test_a_forced_call_is_its_arguments():
     (call,) = calls_in('{"a": 1}', TOOLS, TOOLS[:1])
     assert call["function"] == {"name": "f", "arguments": '{"a": 1}'}
     assert calls_in('{"a":', TOOLS, TOOLS[:1]) == calls_in("[1]", TOOLS, TOOLS[:1]) == []
+
+
+def test_an_answer_in_json_may_be_a_number():
+    assert [read_json(f'{{"step": {{"answer": {n}}}}}') for n in ("647.13", "65", '"65 "')] == ["647.13", "65", "65 "]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": {"tool": 3, "arguments": {}}}', '{"step": {"tool": "f"}}'])
@@ -160,7 +188,12 @@ def test_forced_calls_keep_references_within_their_own_schema():
     ids=["hermes", "mistral", "llama", "only-tools", "refuses-results", "xml"],
 )
 def test_a_template_shows_tools_and_results_or_one_of_them(tokenizer, template, support):
-    assert template_support(tokenizer(template)) == support
+    assert template_support(tokenizer(template)) == (*support, True)
+
+
+def test_a_template_that_shows_doubled_braces_is_told_apart(tokenizer):
+    shown = '{{ \'{{"name": <function-name>, "arguments": <args-json-object>}}\' }}'
+    assert template_support(tokenizer(shown + HERMES)) == (True, True, False)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +215,7 @@ def test_what_a_model_says_in_a_conversation(text, answer):
 
 
 def test_a_template_without_tools_and_no_template_show_neither(tiny_tokenizer, tmp_path):
-    assert template_support(tiny_tokenizer) == (False, False)
+    assert template_support(tiny_tokenizer) == (False, False, True)
 
 
 BODY = {

@@ -13,6 +13,8 @@ from rung.engines.api_transport import usage
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.response_cache import CachedEngine, ResponseStore
 from rung.errors import ConfigError, EngineError
+from rung.models.messages import with_thinking
+from rung.models.thinking import THOUGHT_TOKENS
 
 CHAT = "/v1/chat/completions"
 PROMPT = ({"role": "user", "content": "hello"},)
@@ -531,3 +533,31 @@ def test_categories_are_scored_where_scores_are_exact(server, task):
     vllm(server, lambda token: -1.0)
     remote = task.model_copy(update={"model": server.reference})
     assert Artifact.zero_shot(remote, ("red", "blue")).decoder == LabelScoring(("red", "blue"), ("red", "blue"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "thinking", "fields"),
+    [
+        ("vllm", "off", {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}),
+        (
+            "vllm",
+            "low",
+            {"chat_template_kwargs": {"enable_thinking": True, "thinking": True, "reasoning_effort": "low"}},
+        ),
+        ("someone", "on", {"reasoning_effort": "medium"}),
+        ("someone", "off", {}),
+    ],
+)
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", ""])
+def test_thoughts_are_asked_for_and_read_apart_from_the_answer(server, owner, thinking, fields, key):
+    server.replies["/v1/models"] = [Reply({"data": [{"id": "m", "owned_by": owner}]})]
+    written = {"content": "5", key: "2 and 3"} if key else {"content": "<think>\n2 and 3\n</think>\n\n5"}
+    server.replies["/v1/chat/completions"] = [Reply(completion(message={"role": "assistant", **written}))]
+    engine = open_at(server)
+    prompt = with_thinking(({"role": "user", "content": "2+3?"},), thinking)
+    (one,) = engine.generate([GenerateRequest(prompt, Sampling(8))])
+    assert (one.text, one.reasoning) == ("5", "2 and 3")
+    body = next(body for path, body, _ in server.asked if path == "/v1/chat/completions")
+    assert body["messages"] == [{"role": "user", "content": "2+3?"}]
+    assert {name: body[name] for name in ("chat_template_kwargs", "reasoning_effort") if name in body} == fields
+    assert body["max_tokens"] == 8 + THOUGHT_TOKENS.get(thinking, 0)

@@ -25,7 +25,6 @@ from rung.task import Task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = sorted(folder.parent.name for folder in EXAMPLES.glob("*/task.yaml"))
-LOADED = {"translation": ("en", "de"), "chat": ("en",)}  # made from XQuAD by a loader
 ANSWERED = {
     "banking77",
     "wnut17",
@@ -38,6 +37,8 @@ ANSWERED = {
     "pandalm",
     "tools",
     "similar",
+    "translation",
+    "chat",
 }
 
 
@@ -73,12 +74,9 @@ class Parrot:
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A copy of an example; of those made by a loader, with rows of a small XQuAD."""
-    name = request.param
-    copy = tmp_path / name
-    shutil.copytree(EXAMPLES / name, copy, ignore=shutil.ignore_patterns("rows.jsonl", "__pycache__"))
-    if name in LOADED:
-        load(copy / "load.py").main(*(xquad(tmp_path, language) for language in LOADED[name]), copy / "rows.jsonl")
+    """A copy of an example."""
+    copy = tmp_path / request.param
+    shutil.copytree(EXAMPLES / request.param, copy, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
 
@@ -92,22 +90,8 @@ def load(file: Path) -> Any:
     return module
 
 
-def xquad(folder: Path, language: str) -> Path:
-    """40 articles of one paragraph with three questions, in XQuAD's form."""
-    articles = []
-    for a in range(40):
-        qas = [
-            {"id": f"{a}-{q}", "question": f"{language} question {q} on {a}?", "answers": [{"text": f"answer {q}"}]}
-            for q in range(3)
-        ]
-        articles.append({"paragraphs": [{"context": f"Paragraph {a}.", "qas": qas}]})
-    file = folder / f"xquad.{language}.json"
-    file.write_text(json.dumps({"data": articles}))
-    return file
-
-
 def test_there_are_ten() -> None:
-    assert set(FOLDERS) >= ANSWERED | set(LOADED)
+    assert set(FOLDERS) >= ANSWERED
     assert len(FOLDERS) >= 10
 
 
@@ -116,7 +100,7 @@ def test_the_task_file_is_short_and_the_readme_names_the_command_and_the_licence
     assert len((EXAMPLES / name / "task.yaml").read_text().splitlines()) < 25
     readme = (EXAMPLES / name / "README.md").read_text()
     assert f"rung climb examples/{name}/task.yaml" in readme
-    assert re.search(r"\b(CC BY|Apache-2\.0|MIT)\b", readme)
+    assert re.search(r"\b(CC BY|Apache-2\.0|MIT|BSD)\b", readme)
 
 
 @pytest.mark.parametrize("name", sorted(file.parent.name for file in EXAMPLES.glob("*/README.md")))
@@ -134,8 +118,7 @@ def test_check_accepts_it(folder: Path) -> None:
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
     assert all(report["splits"][split]["kept"] > 0 for split in ("train", "validation", "test"))
-    if folder.name not in LOADED:
-        assert not any(split["dropped"] for name, split in report["splits"].items() if name == "test")
+    assert not any(split["dropped"] for name, split in report["splits"].items() if name == "test")
 
 
 def turns(task: Task, answers: Sequence[str]) -> list[str]:
@@ -185,6 +168,15 @@ def test_the_whole_set_is_summarized(name: str) -> None:
     else:
         assert found["whole"]["refusals_due"] == found["whole"]["refusals_given"] > 0.2
         assert found["whole"]["refusal_precision"] == found["whole"]["refusal_recall"] == 1.0
+
+
+def test_the_rows_of_chat_are_made_from_those_of_documents(tmp_path: Path) -> None:
+    load(EXAMPLES / "chat" / "rows.py").main(EXAMPLES / "documents", tmp_path)
+    for made in tmp_path.iterdir():
+        assert made.read_text("utf-8") == (EXAMPLES / "chat" / made.name).read_text("utf-8")
+    texts = [json.loads(line)["messages"][0]["content"] for f in tmp_path.iterdir() for line in f.open()]
+    parts = [text.rpartition("\n\n")[0] for text in texts]
+    assert len(parts) == len(set(parts)) == 33
 
 
 def test_every_query_of_text_to_sql_runs_and_returns_rows() -> None:

@@ -212,6 +212,7 @@ def json_head(tools: Sequence[Tool]) -> str:
     lines = [f"- {tool.name}: {tool.description}\n  arguments: {schema}" for tool, schema in shown]
     return (
         "You can call these tools:\n" + "\n".join(lines) + "\n\n"
+        "Never guess what a tool can tell: call it first, and use its results in the next call. "
         'Write JSON only. To call a tool, write {"step": {"tool": its name, "arguments": its arguments}}; you will be '
         'given the result. When you know the answer, write {"step": {"answer": the answer}}.'
     )
@@ -220,9 +221,10 @@ def json_head(tools: Sequence[Tool]) -> str:
 def json_constraint(tools: Sequence[Tool], *, last: bool) -> Constraint:
     """Constrain a turn to a call or the answer; the `last` turn to the answer.
 
-    The choice is inside an object, and every argument is required, as some vendors' servers demand.
+    The choice is inside an object, and every argument is required, as some vendors' servers demand. An answer may be a
+    number: models that mean to write one are thrown off by a quotation mark.
     """
-    answer = _object({"answer": {"type": "string"}})
+    answer = _object({"answer": {"anyOf": [{"type": "string"}, {"type": "number"}]}})
     calls = [
         _object({"tool": {"type": "string", "enum": [tool.name]}, "arguments": _all_required(tool.schema)})
         for tool in tools
