@@ -554,6 +554,7 @@ def test_thoughts_are_asked_for_and_read_apart_from_the_answer(server, owner, th
     written = {"content": "5", key: "2 and 3"} if key else {"content": "<think>\n2 and 3\n</think>\n\n5"}
     server.replies["/v1/chat/completions"] = [Reply(completion(message={"role": "assistant", **written}))]
     engine = open_at(server)
+    assert engine.info.model == "m"  # it is asked what kind of server it is, as for every fingerprint
     prompt = with_thinking(({"role": "user", "content": "2+3?"},), thinking)
     (one,) = engine.generate([GenerateRequest(prompt, Sampling(8))])
     assert (one.text, one.reasoning) == ("5", "2 and 3")

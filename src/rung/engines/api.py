@@ -170,7 +170,7 @@ class ApiEngine:
         return body
 
     def _chat_fields(self, prompt: Any) -> dict[str, Any]:
-        return {**chat_fields(prompt), **thinking_fields(prompt, self._server.capabilities.kind)}
+        return {**chat_fields(prompt), **thinking_fields(prompt, self._server.known_kind)}
 
     def _complete(self, request: GenerateRequest, body: dict[str, Any], stopped: threading.Event) -> Generation:
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))

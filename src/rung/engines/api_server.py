@@ -68,6 +68,11 @@ class EndpointServer:
                 self._capabilities = self._probe()
             return self._capabilities
 
+    @property
+    def known_kind(self) -> ServerKind:
+        """The kind of server as far as it was probed; completions alone do not wait for a probe."""
+        return "other" if self._capabilities is None else self._capabilities.kind
+
     # ---- tokens
 
     def encode(self, text: str) -> tuple[int, ...]:
