@@ -174,7 +174,11 @@ def test_the_rows_of_chat_are_made_from_those_of_documents(tmp_path: Path) -> No
     load(EXAMPLES / "chat" / "rows.py").main(EXAMPLES / "documents", tmp_path)
     for made in tmp_path.iterdir():
         assert made.read_text("utf-8") == (EXAMPLES / "chat" / made.name).read_text("utf-8")
-    texts = [json.loads(line)["messages"][0]["content"] for f in tmp_path.iterdir() for line in f.open()]
+    texts = [
+        json.loads(line)["messages"][0]["content"]
+        for f in tmp_path.iterdir()
+        for line in f.read_text("utf-8").splitlines()
+    ]
     parts = [text.rpartition("\n\n")[0] for text in texts]
     assert len(parts) == len(set(parts)) == 33
 
