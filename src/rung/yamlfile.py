@@ -62,8 +62,6 @@ def read_yaml(file: Path) -> YamlFile:
     if not file.exists():
         hint = "make one from your data with `rung init data.csv`"
         raise ConfigError("no-such-file", f"{file} does not exist", hint=hint)
-    if file.is_file() and file.stat().st_size > MAX_BYTES:
-        raise ConfigError("bad-yaml", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
     data = read_bytes(file, unreadable(file, "name a task file, or make one with `rung init data.csv`"), MAX_BYTES)
     try:
         text = data.decode()
