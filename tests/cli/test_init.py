@@ -544,6 +544,8 @@ def test_documents_without_rows_can_be_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert "The boiler is in the cellar." in prompt
     assert prompt.index("cellar") > prompt.index("apple")  # the best passage is next to the question
     assert json.loads(result.stdout)["output"] == artifact.predict([{"question": "Where is the boiler?"}])[0].text
+    other = artifact.predict([{"question": "Who won the world cup 1990?"}])[0]
+    assert (other.refused, other.text, other.citations) == (True, "The documents do not say.", ())
     table("q.csv", "question,answer", [[f"{i}?", f"{i}."] for i in range(9)])
     Path("task.yaml").write_text(
         Path("task.yaml").read_text().replace("# data: {train: questions.csv}", "data: {train: q.csv}")

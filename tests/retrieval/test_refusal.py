@@ -85,3 +85,4 @@ def test_too_few_questions_tell_nothing(capitals):
     found = told(capitals, rows_of(*((f"Is {c} a capital?", f"{c} is a capital city") for c in CITIES[: FEWEST - 1])))
     assert found.threshold is None
     assert "only 9" in found.reason
+    assert told(capitals, rows_of(("Is Oslo a capital?", "a capital city")), otherwise=0.5).threshold == 0.5

@@ -21,6 +21,8 @@ from rung.retrieval.passage import Passage, holds_answer, span_recall
 from rung.retrieval.retriever import Retriever, is_itself
 
 FEWEST = 10  # questions that each sample needs
+# The threshold of the built-in encoder until there are enough questions. docs/answering.md says what it refuses.
+CAUTIOUS = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Refusal:
     """A calibrated threshold, and its shares of refused rows on the rows that it was chosen on."""
 
     threshold: float | None  # relevance below which a row is refused; None where none helps
-    reason: str = ""  # why there is no threshold
+    reason: str = ""  # why none was chosen on rows
     answerable: int = 0  # questions that the documents answer; `refused_answerable` is the share that is refused
     unanswerable: int = 0  # questions that they do not answer; `refused_unanswerable` is the share that is refused
     refused_answerable: float = 0.0
@@ -38,11 +40,12 @@ class Refusal:
 
 def calibrate(
     retriever: Retriever, rows: Sequence[Example], queries: Sequence[str], cost: Callable[[Passage], int],
-    *, at_most: float,
+    *, at_most: float, otherwise: float | None = None,
 ) -> Refusal:  # fmt: skip
     """Choose the threshold on labelled rows, each with the text to look for.
 
     `cost` counts the tokens of a passage. At most the share `at_most` of the answerable questions may be refused.
+    `otherwise` is the threshold where there are too few rows to choose one.
     """
     searched = list(zip(rows, queries, retriever.find(rows, queries, cost), strict=True))
     answerable = [(row, query) for row, query, hits in searched if any(holds_answer(p, row) for p in hits.passages)]
@@ -51,7 +54,7 @@ def calibrate(
     negative = answerable if simulated else unanswerable
     if min(len(answerable), len(negative)) < FEWEST:
         reason = f"the passages found hold the answer of only {len(answerable)} training questions"
-        return Refusal(None, reason, len(answerable), len(negative), simulated=simulated)
+        return Refusal(otherwise, reason, len(answerable), len(negative), simulated=simulated)
 
     def taken_away(passage: Passage, row: Example) -> bool:
         return is_itself(passage, row) or (simulated and holds_answer(passage, row))

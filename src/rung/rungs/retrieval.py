@@ -21,6 +21,7 @@ from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
 from rung.data.rows import NOT_IN_DOCUMENTS, Data, DataReport, Example, selection_rows
+from rung.data.spec import ENCODER
 from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
@@ -28,7 +29,7 @@ from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
-from rung.retrieval.fitting import Refusal, calibrate, learn_weight
+from rung.retrieval.fitting import CAUTIOUS, Refusal, calibrate, learn_weight
 from rung.retrieval.index import FEWEST_LABELLED, Index, SearchSettings
 from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
@@ -130,7 +131,7 @@ class Retrieval(Rung):
 def asking(task: Task, *, progress: Progress = QUIET) -> Artifact:
     """Make the artifact that answers questions from a task's documents without any rows: zero-shot with a retriever.
 
-    Nothing is measured or chosen on rows, so it never refuses.
+    Nothing is chosen on rows. With the built-in encoder, it refuses what is clearly not in the documents.
 
     Raises:
         ConfigError: the task has rows, which a climb measures first, or no documents.
@@ -164,9 +165,9 @@ def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], a
     """Calibrate on training rows when to refuse because nothing relevant was found; `cost` counts tokens."""
     assert artifact.retriever is not None
     rows = race_order(data.train)[:REFUSAL_ROWS]
-    return calibrate(
-        artifact.retriever, rows, [artifact.prompt.query(row.inputs) for row in rows], cost, at_most=at_most
-    )
+    queries = [artifact.prompt.query(row.inputs) for row in rows]
+    otherwise = CAUTIOUS if artifact.retriever.index.manifest.encoder == ENCODER else None
+    return calibrate(artifact.retriever, rows, queries, cost, at_most=at_most, otherwise=otherwise)
 
 
 def _passage_tokens(artifact: Artifact, data: Data) -> float:
