@@ -1,4 +1,4 @@
-"""`rung index`: build the index of a task's documents, look at it, and search it."""
+"""`rung index`: build the index of a task's documents, look at it, search it, and write questions from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rung.retrieval.index import Index
     from rung.task import Task
 
-app = typer.Typer(help="The index of a task's documents: build, show, search.", no_args_is_help=True)
+app = typer.Typer(
+    help="The index of a task's documents: build, show, search, write test questions.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -79,6 +81,37 @@ def search(
     _note_changes(index, loaded)
     passages = index.search([query], k, settings)[0]
     render.result(json, [asdict(passage) for passage in passages], lambda: render.passages(passages))
+
+
+@app.command()
+def questions(
+    task: options.TaskFile,
+    out: Annotated[Path, Option(help="The file to write: JSONL.")] = Path("questions.jsonl"),
+    number: Annotated[int, Option("--number", "-n", min=1, help="How many questions.")] = 100,
+    model: Annotated[str | None, Option(help="The model that writes; default: the task's.")] = None,
+    sets: options.Sets = None, seed: options.SeedOption = 0, quiet: options.QuietFlag = False,
+    offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Let a model write test questions from the documents, marked as synthetic; each answer is a sentence of them."""
+    from json import dumps
+
+    from rung.engines.opening import open_engine
+    from rung.errors import ConfigError, DataError
+    from rung.files import write_atomically
+    from rung.retrieval.questions import write_questions
+
+    if out.exists():
+        raise ConfigError("file-exists", f"{out} exists", hint="name another file with --out")
+    loaded, index = _opened(task, sets)
+    progress = options.progress(quiet)
+    writer = options.named(model) or loaded.model
+    engine = open_engine(writer, progress=progress)
+    rows = write_questions(index, engine, number, seed=seed, progress=progress)
+    if not rows:
+        raise DataError("too-few-rows", f"{writer} wrote no usable question", hint="name a larger one with --model")
+    write_atomically(out, "".join(dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    render.note(f"{len(rows)} questions: {out}. They are synthetic: compare techniques with them, and read them first.")
+    render.note(f"to measure with them, write into {task}: data: {{train: {out}, spans: spans}}")
 
 
 @app.command()

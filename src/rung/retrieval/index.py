@@ -241,8 +241,12 @@ class Index:
 
     def sentences(self) -> list[str]:
         """List the sentences of all passages, each once."""
-        texts = self._table.texts()
+        texts = [text for *_, text in self.places()]
         return list(dict.fromkeys(text[first:last] for text in texts for first, last in sentence_spans(text)))
+
+    def places(self) -> list[tuple[str, int, str, str]]:
+        """List document, start, title and text of all passages, in order."""
+        return self._table.places()
 
     # ---- searching
 

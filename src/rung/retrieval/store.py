@@ -127,10 +127,13 @@ class PassageTable:
         return sources
 
     @_reaching
-    def texts(self) -> list[str]:
-        """List the texts of all passages, which may overlap."""
-        batches = self._table.search().select(["text"]).to_batches(65_536)
-        return [text for batch in batches for text in batch.column("text").to_pylist()]
+    def places(self) -> list[tuple[str, int, str, str]]:
+        """List document, start, title and text of all passages, which may overlap, in order."""
+        columns = ["document", "start", "title", "text"]
+        batches = self._table.search().select(columns).to_batches(65_536)
+        return sorted(
+            place for batch in batches for place in zip(*(batch.column(c).to_pylist() for c in columns), strict=True)
+        )
 
     @_reaching
     def delete(self, documents: Iterable[tuple[str, str]]) -> None:

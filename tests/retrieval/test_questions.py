@@ -1,0 +1,58 @@
+from types import SimpleNamespace
+
+import pytest
+
+from rung.data.spec import Corpus
+from rung.retrieval.build import build
+from rung.retrieval.questions import is_good, write_questions
+
+
+class Writer:
+    """Asks for the last word of the sentence in words of its own; every third question is a copy of the sentence."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def generate(self, requests, *, progress=None):
+        for request in requests:
+            self.prompts.append(request.prompt[1]["content"])
+            sentence = self.prompts[-1].rpartition("Sentence: ")[2].rstrip(".")
+            copy = len(self.prompts) % 3 == 0
+            text = f"{sentence}?" if copy else f'"Can somebody say which {sentence.split()[-1]} we mean?"\nIt is'
+            yield SimpleNamespace(text=text)
+
+
+@pytest.fixture
+def index(encoder, tmp_path):
+    (tmp_path / "docs").mkdir()
+    for name in ("boiler", "garden"):
+        lines = [f"The {name} of house number {n} is old and it\nhas the serial {name}{n}." for n in range(4)]
+        (tmp_path / f"docs/{name}.md").write_text(f"# About the {name}\n\n" + "\n\n".join([*lines, "Too short."]))
+    return build(tmp_path / "index", Corpus(files="docs"), tmp_path)
+
+
+def test_answers_are_sentences_of_the_documents_and_bad_questions_are_left_out(index, tmp_path):
+    rows = write_questions(index, Writer(), 4)
+    assert [row["synthetic"] for row in rows] == [True] * 4
+    assert {row["spans"][0]["document"] for row in rows} == {"docs/boiler.md", "docs/garden.md"}
+    for row in rows:
+        (span,) = row["spans"]
+        text = (tmp_path / span["document"]).read_text()[span["start"] : span["end"]]
+        assert row["answer"] == " ".join(text.split())
+        assert row["question"] == f"Can somebody say which {text.rstrip('.').split()[-1]} we mean?"
+    assert write_questions(index, Writer(), 4) == rows
+    assert write_questions(index, Writer(), 4, seed=1) != rows
+
+
+@pytest.mark.parametrize(
+    ("question", "good"),
+    [
+        ("How hot may water in a boiler get?", True),
+        ("How hot may water in a boiler get", False),  # no question
+        ("Why is it?", False),  # about nothing
+        ("Is it so that the water in the boiler may have ninety degrees at most or not?", False),  # holds a copy
+        ("Water boiler ninety degrees?", False),  # the same words
+    ],
+)
+def test_a_question_is_no_copy_and_says_what_it_is_about(question, good):
+    assert is_good(question, "The water in the boiler may have ninety degrees at most.") is good
