@@ -20,6 +20,7 @@ from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
+from rung.evaluation.report.words import quality_notes
 from rung.evaluation.result import ClimbResult
 from rung.evaluation.scoring import summarize
 from rung.rungs import LoRA, build, names
@@ -300,6 +301,21 @@ def test_accuracy_among_the_most_probable_decides_a_climb(banking, tmp_path):
     assert found["tfidf-head"].score > 0.4
     assert found["nearest-row"].status == "failed"
     assert "no probabilities" in found["nearest-row"].reason
+
+
+def test_the_report_of_numbers_has_their_errors(tiny_folder, tmp_path):
+    rows = [{"text": f"{i % 9} nights and {i % 5} meals", "price": 40 * (i % 9) + 10 * (i % 5)} for i in range(45)]
+    task = Task(name="price", instruction="What is the price?", inputs=["text"], model=str(tiny_folder),
+                output={"column": "price", "kind": "number"}, data={"train": rows})  # fmt: skip
+    done = climb(task, options=ClimbOptions(rungs=("ridge",), out=tmp_path))
+    done.result.write(done.folder)
+    (ridge,) = (rung for rung in ClimbResult.read(done.folder).rungs if rung.name == "ridge")
+    answers = RunStore(done.folder).predictions("ridge").values()
+    wrong = [float(row.prediction) - float(row.expected[0]) for row in answers]
+    assert ridge.errors["mae"] == pytest.approx(sum(map(abs, wrong)) / 45)
+    assert ridge.errors["rmse"] == pytest.approx((sum(each**2 for each in wrong) / 45) ** 0.5)
+    shown = f"ridge {ridge.errors['mae']:.4g} / {ridge.errors['rmse']:.4g}"
+    assert any("MAE / RMSE" in line and shown in line for line in quality_notes(done.result))
 
 
 def test_sixty_rows_of_three_labels_are_enough_to_recommend(banking, tmp_path):

@@ -26,7 +26,7 @@ from rung.data.examples import column
 from rung.data.frames import MemoryRows, memory_rows
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, read_rows
-from rung.errors import DataError
+from rung.errors import DataError, RungError
 from rung.task import Task
 
 DAY, NOON = dt.date(2024, 1, 31), dt.datetime(2024, 1, 31, 12, tzinfo=dt.UTC)
@@ -126,6 +126,15 @@ def test_frames_of_pandas_and_polars_and_data_sets() -> None:
     assert texts(MemoryRows.of(row for row in rows).records()) == AS_TEXT
 
 
+def test_a_dict_of_columns_is_rows_and_another_dict_is_refused() -> None:
+    fields = {"name": "t", "instruction": "i", "inputs": ["text"], "output": {"column": "label", "kind": "category"}}
+    task = Task(**fields, data={"train": {"text": ["a", "b"] * 30, "label": ["x", "y"] * 30}})
+    rows = Task(**fields, data={"train": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}] * 30})
+    assert task.data.train.sha256 == rows.data.train.sha256
+    with pytest.raises(RungError, match="these are no rows, but one mapping"):
+        Task(**fields, data={"train": {"text": ["a", "b"], "label": ["x"]}})
+
+
 def test_a_hash_of_the_content_is_that_of_every_kind_of_frame() -> None:
     rows = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
     kinds = [rows, pd.DataFrame(rows), pl.DataFrame(rows), pa.Table.from_pylist(rows), Dataset.from_list(rows)]
@@ -138,14 +147,15 @@ def test_categoricals_small_numbers_nanoseconds_and_classes(tmp_path: Path) -> N
     table = pa.table(
         {
             "label": pa.array(["x", "y"]).dictionary_encode(), "small": pa.array([0.1, 2.5], pa.float32()),
+            "half": pa.array(np.array([0.1, 2.5], np.float16)),
             "at": nanoseconds, "far": pa.array([2**42, 0], pa.timestamp("s")),
             "map": pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int8())),
         }
     )  # fmt: skip
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     first, second = read_rows(tmp_path / "a.parquet")
-    assert [text_of(column(first, name)) for name in ("label", "small", "at", "map")] == [
-        "x", "0.1", "1970-01-01T01:00:00.000000001+01:00", '{"k": 1}',
+    assert [text_of(column(first, name)) for name in ("label", "small", "half", "at", "map")] == [
+        "x", "0.1", "0.1", "1970-01-01T01:00:00.000000001+01:00", '{"k": 1}',
     ]  # fmt: skip
     assert text_of(column(second, "at")) == "1970-01-01T01:00:00.000001+01:00"
     assert text_of(column(second, "far")) == "1970-01-01T00:00:00"

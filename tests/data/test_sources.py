@@ -207,6 +207,13 @@ def test_every_dialect_is_recognized_and_stated(tmp_path: Path, encoding: str, s
     assert same == ROWS
 
 
+def test_a_space_after_every_separator_is_part_of_no_cell(tmp_path: Path) -> None:
+    found, _ = read(tmp_path / "a.csv", b'text, label\none, "a, b"\n two,  c\n')
+    assert found == [{"text": "one", "label": "a, b"}, {"text": "two", "label": "c"}]
+    kept, _ = read(tmp_path / "b.csv", b"text,label\n one, c\n")
+    assert kept == [{"text": " one", "label": " c"}]
+
+
 @pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
 def test_compressed_files(tmp_path: Path, ending: str) -> None:
     pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}[ending]

@@ -22,6 +22,7 @@ from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
 from rung.evaluation.decision import CHEAPER, Decision
+from rung.evaluation.metrics.numbers import number_statistics
 from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.report.words import p_text
@@ -423,6 +424,8 @@ def _result(state: ClimbState, arm: Arm) -> RungResult:
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
         uses_llm=artifact.decoder.uses_llm,
+        errors=number_statistics([row.prediction for row in rows], [row.expected[0] for row in rows])
+        if rows and artifact.signature.kind == "number" else {},
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),

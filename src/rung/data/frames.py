@@ -77,8 +77,12 @@ def _column(column: Any, bytes_as: str | None) -> list[Any]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _column(column.dictionary_decode(), bytes_as)
-    if pa.types.is_float16(kind) or pa.types.is_float32(kind):  # 0.1 stays 0.1, not 0.10000000149011612
-        shortest = column.cast(pa.float32()).cast(pa.string()).to_pylist()
+    if pa.types.is_float16(kind):
+        import numpy as np
+
+        return [None if value is None else float(str(np.float16(value))) for value in column.to_pylist()]
+    if pa.types.is_float32(kind):  # 0.1 stays 0.1, not 0.10000000149011612
+        shortest = column.cast(pa.string()).to_pylist()
         return [None if text is None else float(text) for text in shortest]
     if pa.types.is_timestamp(kind) and kind.unit == "ns":
         return _nanoseconds(column, pa)

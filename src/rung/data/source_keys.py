@@ -50,8 +50,18 @@ def row_source(given: Any, name: str) -> Any:
         return str(given)
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, (str, Path)) for each in given):
         return [str(each) for each in given]
-    names = isinstance(given, (str, Mapping, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
+    if isinstance(given, Mapping):
+        return MemoryRows.of(_rows_of_columns(given), name)
+    names = isinstance(given, (str, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
     return given if names and not hasattr(given, "__next__") and not is_lazy(given) else MemoryRows.of(given, name)
+
+
+def _rows_of_columns(given: Mapping[Any, Any]) -> Any:
+    """The rows of a dict of columns; what is none stays."""
+    columns = list(given.values())
+    if not columns or not all(isinstance(each, (list, tuple)) and len(each) == len(columns[0]) for each in columns):
+        return given
+    return [dict(zip(given, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 class PreferenceSource(BaseModel):

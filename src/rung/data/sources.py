@@ -441,20 +441,22 @@ def _shape(lines: Sequence[str], separator: str, quoting: str, *, cut: bool) -> 
     return fields, records
 
 
-def _csv_rows(lines: Iterator[str], separator: str, quoting: str) -> Any:
+def _csv_rows(lines: Iterator[str], separator: str, quoting: str, *, spaced: bool = False) -> Any:
     csv.field_size_limit(MAX_CELL)
-    if quoting == "none":
-        return csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE, strict=True)
-    escape = {"doublequote": False, "escapechar": "\\"} if quoting == "backslash" else {}
-    return csv.reader(lines, delimiter=separator, strict=True, **escape)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if quoting == "none" else {}
+    how |= {"doublequote": False, "escapechar": "\\"} if quoting == "backslash" else {}
+    return csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=spaced, **how)
 
 
 def _separated(path: Path, how: FileFormat) -> Iterator[Record]:
     how = detected(path, how)
-    rows = _csv_rows(_lines(path, how.encoding, newline=""), how.separator, how.quoting)
     line = 1  # where the record begins; `rows.line_num` is where it ends
     try:
-        header = next((row for row in rows if any(map(str.strip, row)) and not _says_separator(row, how)), None)
+        for spaced in (False, True):  # a space before every other name in the header follows every separator
+            rows = _csv_rows(_lines(path, how.encoding, newline=""), how.separator, how.quoting, spaced=spaced)
+            header = next((row for row in rows if any(map(str.strip, row)) and not _says_separator(row, how)), None)
+            if not header or not header[1:] or not all(name.startswith(" ") for name in header[1:]):
+                break
         if header is None:
             raise _empty(path)
         header = header_names(header, Location(str(path), rows.line_num))

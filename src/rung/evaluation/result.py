@@ -23,7 +23,7 @@ RUNG_KEYS = (
     "seconds_per_row", "expected_seconds", "expected_gain", "seconds", "fit_seconds", "fit_money", "tokens",
     "prompt_tokens", "completion_tokens", "cached_tokens", "trainable_parameters", "artifact_bytes",
     "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
-    "yardstick", "stopped",
+    "yardstick", "stopped", "errors",
 )  # fmt: skip
 COMPARISON_KEYS = (
     "a", "b", "delta", "low", "high", "p", "fixed", "broken", "n", "outcome", "shrunken", "rows_needed",
@@ -72,6 +72,7 @@ class RungResult:
     uses_llm: bool = True  # whether answering runs a language model
     yardstick: Comparison | None = None  # with the best yardstick, on the rows that both answered
     stopped: Comparison | None = None  # of a beaten rung: with the recommended one; the interval is valid at the stop
+    errors: dict[str, float] = field(default_factory=dict)  # `number_statistics` of the n rows, of kind number
     expected_fit_seconds: float = 0.0  # to make it once, as expected when it was chosen
     expected_row_seconds: float = 0.0  # to answer a row, likewise
     expected_gain: float = 0.0  # of what was put off or not tried: a share, over the leader

@@ -100,6 +100,9 @@ def quality_notes(result: ClimbResult) -> list[str]:
             f"*: at the stop, against {result.recommended} on the same rows, with p and an interval that are valid at "
             "every stop"
         )
+    if wrong := [rung for rung in rungs if "mae" in rung.errors]:
+        figures = (f"{rung.name} {rung.errors['mae']:.4g} / {rung.errors['rmse']:.4g}" for rung in wrong)
+        notes.append(f"MAE / RMSE of the answers that are numbers: {', '.join(figures)}")
     if yardstick := next((rung.yardstick.a for rung in rungs if rung.yardstick is not None), None):
         notes.append(f"over yardstick: difference to {yardstick}, the best yardstick, on the rows that both answered")
     return notes
