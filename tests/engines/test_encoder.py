@@ -20,7 +20,8 @@ from rung.engines.encoders import (
     pool,
     read_recipe,
 )
-from rung.errors import ConfigError
+from rung.engines.opening import open_encoder
+from rung.errors import ConfigError, ModelError
 from rung.models.reference import resolve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -229,3 +230,46 @@ def test_an_encoder_of_the_catalogue_has_its_prompts(files, openvino, monkeypatc
         assert openvino.prompts == {"query": "query: ", "document": "passage: "}
     finally:
         vars(openvino).pop("prompts", None)
+
+
+@pytest.fixture(scope="module")
+def static(files, tmp_path_factory):
+    """A random table of token vectors, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer as Backend
+
+    folder = tmp_path_factory.mktemp("static")
+    backend = Backend.from_file(str(files.folder / "tokenizer.json"))
+    backend.no_truncation()  # all of a text is read
+    table = np.random.default_rng(0).normal(size=(backend.get_vocab_size(), 24)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(backend, embedding_weights=table), Normalize()]).save(str(folder))
+    return folder
+
+
+def test_a_table_of_token_vectors_is_read_as_sentence_transformers_reads_it(static, texts):
+    from sentence_transformers import SentenceTransformer
+
+    opened = open_encoder(str(static))
+    assert (opened.backend, opened.files.architecture) == ("static", "StaticEmbedding")
+    ours, theirs = opened.embed(texts), SentenceTransformer(str(static), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert opened.embed([]).shape == (0, 24)
+
+
+def test_a_damaged_table_is_refused(static, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(static, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (name,) = tensors
+    for wrong, code in (
+        ({name: tensors[name][:9]}, "model-damaged"),
+        ({name: tensors[name] * np.float32(np.nan)}, "model-damaged"),
+        ({name: tensors[name], "weights": tensors[name][0]}, "model-unsupported"),
+    ):
+        save_file(wrong, folder / "model.safetensors")
+        with pytest.raises(ModelError) as refused:
+            open_encoder(str(folder))
+        assert refused.value.code == code

@@ -22,13 +22,14 @@ import numpy.typing as npt
 from rung.engines.base import Floats
 from rung.engines.openvino_export import GRAPH, exported, folder_of, missing_package
 from rung.errors import ConfigError, EngineError, ModelError, needed_by
-from rung.models.hub import first_line, read_json, read_settings
+from rung.models.checkpoint import static_table
+from rung.models.hub import first_line, is_static, read_json, read_settings
 from rung.models.open_models import find as find_open
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-Backend = Literal["openvino", "torch"]
+Backend = Literal["openvino", "torch", "static"]
 Role = Literal["query", "document"]
 PROMPT_NAMES: dict[Role, tuple[str, ...]] = {  # in sentence-transformers' folders, the likeliest first
     "query": ("query", "search_query", "retrieval.query", "web_search_query"),
@@ -107,8 +108,9 @@ def open_sentence_encoder(
         ConfigError: `openvino` was asked for, and cannot run this model exactly.
         EngineError: a library is missing, or the export failed.
     """
-    if (backend or choose_backend(files, device=device)) == "torch":
-        return TorchEncoder(files, device=device)
+    chosen = backend or choose_backend(files, device=device)
+    if chosen != "openvino":
+        return StaticEncoder(files) if chosen == "static" else TorchEncoder(files, device=device)
     recipe = read_recipe(files.folder)
     if recipe is None or device not in ("auto", "cpu"):
         problem = f"OpenVINO cannot run {files.name} exactly as sentence-transformers does on {device}"
@@ -117,7 +119,9 @@ def open_sentence_encoder(
 
 
 def choose_backend(files: ModelFiles, *, device: str = "auto") -> Backend:
-    """OpenVINO on processors, where it is installed and runs the model exactly; else torch."""
+    """OpenVINO on processors, where it is installed and runs the model exactly; else torch. Tables need neither."""
+    if is_static(files.folder):
+        return "static"
     on_processor = device == "cpu" or (device == "auto" and not _has_gpu())
     if not on_processor or find_spec("openvino") is None or read_recipe(files.folder) is None:
         return "torch"
@@ -200,6 +204,45 @@ def _limit(folder: Path, settings: dict[str, Any]) -> int | None:
         limits = [_json(folder / name).get(key) for name, key in files.items()]
         limit = min((value for value in limits if isinstance(value, int | float)), default=UNBOUNDED)
     return int(limit) if isinstance(limit, int) and 2 < limit < UNBOUNDED else None
+
+
+# ---- tables of token vectors
+
+
+class StaticEncoder(SentenceEncoder):
+    """An encoder that is a table: the vector of a text is the mean of its tokens' (model2vec, StaticEmbedding).
+
+    There is no forward pass, so a text takes microseconds, and only numpy is needed.
+    """
+
+    backend = "static"
+
+    def __init__(self, files: ModelFiles) -> None:
+        from tokenizers import Tokenizer as TokenizerBackend
+
+        super().__init__(files)
+        self._table = static_table(files.folder)
+        self._batches = TokenizerBackend.from_file(str(files.folder / "tokenizer.json"))
+        self._batches.no_padding()
+        self._batches.no_truncation()
+
+    @property
+    def limit(self) -> int:
+        """Any number of tokens."""
+        return self.files.context
+
+    def _embed(self, texts: Sequence[str], progress: Progress) -> Floats:
+        progress.start("embedding", len(texts))
+        vectors = np.zeros((len(texts), self._table.shape[1]), np.float32)
+        for first in range(0, len(texts), TORCH_CHUNK):
+            part = list(texts[first : first + TORCH_CHUNK])
+            for row, encoding in enumerate(self._batches.encode_batch_fast(part, add_special_tokens=False), first):
+                if encoding.ids:
+                    vectors[row] = self._table[encoding.ids].mean(0)
+            progress.advance(len(part))
+        progress.finish()
+        unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
 
 # ---- OpenVINO

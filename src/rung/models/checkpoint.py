@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rung.errors import ModelError
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
-from rung.models.hub import first_line, read_settings
+from rung.models.hub import first_line, is_static, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
 
 ModelKind = Literal["language model", "encoder"]
@@ -58,10 +58,12 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
         if not known:  # an earlier version of Rung kept no contents
             remember(name, contents)
         return
-    config = _config(files)
+    config = None if kind == "encoder" and is_static(files.folder) else _config(files)
     if kind == "language model":
         _check_writes_text(files, config)
-    if getattr(config, "quantization_config", None):
+    if config is None:
+        static_table(files.folder)
+    elif getattr(config, "quantization_config", None):
         _check_quantization(files, config)  # its tensors are packed: the engine's own loading checks them
     else:
         _check_tensors(files, config, kind)
@@ -210,6 +212,28 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
         problem = f"{files.folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings"
         hint = "call `model.resize_token_embeddings(len(tokenizer))` before saving, or use the model's own tokenizer"
         raise ModelError("model-damaged", problem, hint=hint)
+
+
+def static_table(folder: Path) -> Any:
+    """The table of token vectors in a folder of an encoder without a forward pass, as numpy's float32.
+
+    Raises:
+        ModelError: `model-unsupported`: it holds more than a table; `model-damaged`: it does not fit its tokenizer.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    if len(tensors) != 1 or next(iter(tensors)) not in ("embedding.weight", "embeddings"):
+        what = f"{folder} holds {', '.join(sorted(tensors))}, and not one table of token vectors"
+        raise ModelError(
+            "model-unsupported", what, hint="choose another encoder: `rung models search --task similarity`"
+        )
+    table = next(iter(tensors.values())).astype(np.float32)
+    if table.ndim != 2 or _tokens(folder) > len(table):
+        problem = f"{folder}: the tokenizer has {_tokens(folder)} tokens and the table {len(table)} rows"
+        raise ModelError("model-damaged", problem, hint="use the tokenizer.json that was saved with the table")
+    return table
 
 
 def _tokens(folder: Path) -> int:

@@ -164,6 +164,15 @@ def check_folder(folder: Path) -> None:
         raise ModelError("model-damaged", f"{folder} holds no weights in safetensors format", hint=hint)
 
 
+def is_static(folder: Path) -> bool:
+    """Whether a folder of sentence-transformers holds a table of token vectors, and at most scales their mean."""
+    if not (folder / "modules.json").is_file():
+        return False
+    modules = read_json(folder / "modules.json")
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules if isinstance(module, dict)]
+    return kinds in (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
+
+
 def weights(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, sorted by path."""
     return sorted(entry for entry in _entries(folder) if entry.suffix == ".safetensors")

@@ -14,7 +14,7 @@ from typing import Any
 from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
 from rung.models.cache import fingerprint
-from rung.models.hub import check_folder, read_settings
+from rung.models.hub import check_folder, is_static, read_settings
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -24,6 +24,7 @@ FORMS = (
 )
 SETTINGS = ("*.json", "*.jinja", "[!.]*/config.json")  # configuration, tokenizer, template, pooling
 MAX_CARD = 100_000  # characters of a model card that are read
+ANY_LENGTH = 1 << 20  # tokens of a text, where a model attends to none
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -111,17 +112,22 @@ def _describe(
     reference: str, folder: Path, name: str, identity: str | None = None, licence: str | None = None
 ) -> ModelFiles:
     check_folder(folder)
-    if not (folder / "config.json").exists():
+    static = is_static(folder)
+    if not static and not (folder / "config.json").exists():
         hint = "name the folder that holds config.json; an adapter's folder is not a model"
         raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
-    config = read_settings(folder / "config.json")
+    config = {} if static else read_settings(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
         identity = fingerprint([*settings, *weights])
     named = config.get("architectures")
-    architecture = str(named[0] if isinstance(named, list) and named else config.get("model_type", "unknown"))
-    parameters, context = sum(map(_parameters, weights)), _context(folder, config)
+    architecture = (
+        "StaticEmbedding"
+        if static
+        else str(named[0] if isinstance(named, list) and named else config.get("model_type", "unknown"))
+    )
+    parameters, context = sum(map(_parameters, weights)), ANY_LENGTH if static else _context(folder, config)
     licence = licence or _licence(folder)
     return ModelFiles(reference, folder, identity, name, parameters, context, architecture, licence)
 
