@@ -19,7 +19,7 @@ from rung.serving.served import Served
 from rung.serving.web.site import PageSources
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-NAME = "rung.example.org"
+NAME = "llm.example.org"
 
 
 def free_port():
