@@ -103,15 +103,17 @@ def resumed(kills: int, moments: Moments, start: Callable[[Path], list[str]], re
             folder.mkdir()
             command = start(folder)
             for _ in range(min(MOST_IN_A_ROW, kills - moments.kills)):
+                began = time.perf_counter()
                 if moments.disturb(command, folder, longest):
+                    longest = min(longest, 2 * (time.perf_counter() - began))  # the machine may be less busy by now
                     break
+                print(f"{moments.kills} of {kills} kills", file=sys.stderr, flush=True)
             else:
                 whole(command, folder)
             if (got := read(folder)) != expected:
                 wrong += 1
                 print(f"not as undisturbed:\n{expected}\n{got}", file=sys.stderr)
             shutil.rmtree(folder)
-            print(f"{moments.kills} of {kills} kills", file=sys.stderr, flush=True)
         return wrong
 
 
@@ -130,7 +132,9 @@ def tiny_llama(folder: Path) -> Path:
     tokens = Tokenizer(models.BPE())
     tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokens.train_from_iterator(["about alpha beta gamma number"] * 4, trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=tokens, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
