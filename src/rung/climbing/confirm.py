@@ -37,8 +37,7 @@ def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decisi
     found = decide(
         allowed, {name: state.cost(state.arms[name]) for name in allowed}, state.incumbent,
         earlier=earlier(state, allowed), within=state.margin, binary=state.scoring.binary, looked=not state.whole,
-        complete=complete,
-        level=state.level, seed=state.options.seed,
+        bounded=not state.whole, complete=complete, level=state.level, seed=state.options.seed,
     )  # fmt: skip
     return found if not state.whole else replace(found, verdicts={
         name: _counted(state, name, verdict) for name, verdict in found.verdicts.items()

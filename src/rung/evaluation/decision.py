@@ -82,7 +82,8 @@ class Decision:
 def decide(
     scores: Mapping[str, Sequence[float]], costs: Mapping[str, float], incumbent: str, *,
     earlier: Mapping[str, Sequence[float]] | None = None, within: float = 0.01, margin: float | None = None,
-    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), level: float = LEVEL, seed: int,
+    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), level: float = LEVEL,
+    bounded: bool = True, seed: int,
 ) -> Decision:  # fmt: skip
     """Decide which arm to recommend.
 
@@ -92,7 +93,8 @@ def decide(
     `costs` are in any unit. `within` is the expected regret that a lower cost may have; `margin`, twice that by
     default, is the loss that a cheaper arm must rule out. `binary` says whether the metric gives only 0 and 1; None
     decides by the scores. `looked` says that the rows were looked at before they were all answered; then `complete`
-    names the arms that answered all planned rows. `level` is that of the gate.
+    names the arms that answered all planned rows. `level` is that of the gate. Scores that are not `bounded` may leave
+    [0, 1], as those of a statistic of the whole set do; bets cannot look at them.
 
     Example:
         >>> found = decide({"zero-shot": [0, 1] * 50, "lora": [1, 1] * 50}, {"zero-shot": 1, "lora": 2}, "zero-shot",
@@ -101,12 +103,12 @@ def decide(
         ('lora', 'better', 50)
 
     Raises:
-        ValueError: an arm has no cost, the incumbent has no scores, or a score is not finite or, where rows are looked
-            at, outside [0, 1].
+        ValueError: an arm has no cost, the incumbent has no scores, or a score lies outside [0, 1] (not `bounded`: is
+            not finite).
     """
     margin = 2 * within if margin is None else margin
     exact = all(is_binary(list(s)) for s in scores.values()) if binary is None else binary
-    rows = {name: _checked(name, s, exact, bounded=looked) for name, s in scores.items()}
+    rows = {name: _checked(name, s, exact, bounded=bounded) for name, s in scores.items()}
     if incumbent not in rows or not len(rows[incumbent]) or set(costs) < set(rows):
         raise ValueError(f"need scores of {incumbent} and the cost of every arm")
     pairs = {
