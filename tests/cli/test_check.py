@@ -295,7 +295,7 @@ def test_listed_labels_may_differ_in_case_only() -> None:
     ("labels", "same"),
     [
         (("caf\u00e9", "cafe\u0301"), True), (("ok", "ok\u200b"), True), (("ok", "o\u00adk"), True),
-        (("cafe", "caf\u00e9"), False), (("1", "1.0"), False),
+        (("1", "1.0"), True), (("cafe", "caf\u00e9"), False),
     ],
 )  # fmt: skip
 def test_labels_that_differ_in_what_cannot_be_seen(labels: tuple[str, str], same: bool) -> None:

@@ -11,6 +11,7 @@ from grounded import looking_in, passage
 from rung.artifact.artifact import Artifact
 from rung.artifact.predict_file import predict_file
 from rung.cli.main import app
+from rung.climbing import trust
 from rung.data.rows import NOT_IN_DOCUMENTS
 
 DOCUMENTS = [passage("guide.pdf", "A card costs 5 EUR.", page=3, start=40), passage("faq.md", "A card takes a week.")]
@@ -23,6 +24,7 @@ def command(monkeypatch, capsys):
             FakeIndex(DOCUMENTS), monkeypatch, answer=lambda text: answer, order="best_first", **settings
         )
         monkeypatch.setattr(Artifact, "load", lambda folder: artifact)
+        monkeypatch.setattr(trust, "permits_of", lambda folder: [])  # there is no folder
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         app(list(arguments), standalone_mode=False)
         return capsys.readouterr()

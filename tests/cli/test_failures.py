@@ -69,7 +69,7 @@ def test_listed_corrected_undone_and_counted(run, stored):
                     "disagreement": 0, "low confidence": 1},
     }  # fmt: skip
     assert "1 wrong to train on" in run("failures", "stats")
-    assert run("failures", "undo", "r0", "--json") == {"correction": 3, "expected": None}
+    assert run("failures", "undo", "r0", "--reviewer", "Ann", "--json") == {"correction": 3, "expected": None}
     assert len(run("failures", "show", "r0", "--json")["history"]) == 2
 
 
