@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from rung.errors import MachineError
-from rung.files import locked, replacing, system_error, write_atomically, writing
+from rung.models.files import locked, replacing, system_error, write_atomically, writing
 
 
 def test_a_failed_write_names_the_place_and_leaves_the_old_text(tmp_path, monkeypatch):

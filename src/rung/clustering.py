@@ -21,7 +21,7 @@ from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Sampling
 from rung.errors import ConfigError, DataError
-from rung.files import replacing
+from rung.models.files import replacing
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 

@@ -17,10 +17,9 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 from rung.data.loading import load_data
 from rung.data.rows import Data
 from rung.data.spec import DataSource, TaskSpec
-from rung.display import card
 from rung.errors import ConfigError, Location, suggest
-from rung.jsonfile import read_object
-from rung.yamlfile import YamlFile, read_yaml
+from rung.progress import card
+from rung.yamlfile import YamlFile, read_object, read_yaml
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rung.files import write_atomically
 from rung.models.cache import cache_dir, offline, publish
+from rung.models.files import write_atomically
 
 
 @pytest.fixture(autouse=True)

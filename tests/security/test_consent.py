@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 import rung
-from rung import consent
+from rung import user_code
 from rung.agents.toolbox import find_tools
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import write_manifest
@@ -80,7 +80,7 @@ def test_consent_is_for_the_exact_files(stranger):
     shown = rung.trust(stranger)
     assert [name in shown[0] for name in ("evil:score", "evil.py", "helper.py", str(stranger))] == [True] * 4
     assert get_metric("evil:score", stranger)("", ["x"]) == 0.25
-    (record,) = consent._records().iterdir()
+    (record,) = user_code._records().iterdir()
     assert record.stat().st_mode & 0o777 == 0o600
     (stranger / "helper.py").write_text("VALUE = 0.75\n")  # the neighbour that it imports has changed
     with pytest.raises(RungError) as caught:
@@ -89,11 +89,11 @@ def test_consent_is_for_the_exact_files(stranger):
 
 
 def test_a_record_that_others_could_write_is_no_consent(stranger):
-    permit = consent.program_permit({"seconds": 1}, stranger)
-    consent.allow([permit])
-    assert consent.allowed(permit)
-    (consent._records() / permit.key).chmod(0o666)
-    assert not consent.allowed(permit)
+    permit = user_code.program_permit({"seconds": 1}, stranger)
+    user_code.allow([permit])
+    assert user_code.allowed(permit)
+    (user_code._records() / permit.key).chmod(0o666)
+    assert not user_code.allowed(permit)
 
 
 def test_what_was_hashed_is_what_runs(stranger):
@@ -224,9 +224,9 @@ def test_a_commands_own_files_count(stranger):
     server = stranger / "server.py"
     server.write_text("x = 1\n")
     command = [sys.executable, "server.py"]
-    consent.allow([consent.command_permit(command, stranger)])
-    assert consent.allowed(consent.command_permit(command, stranger))
-    assert not consent.allowed(consent.command_permit(command, stranger.parent))
+    user_code.allow([user_code.command_permit(command, stranger)])
+    assert user_code.allowed(user_code.command_permit(command, stranger))
+    assert not user_code.allowed(user_code.command_permit(command, stranger.parent))
     server.write_text("x = 2\n")
     with pytest.raises(RungError) as caught:
         find_tools([McpServer(mcp=command)], stranger)
@@ -239,11 +239,11 @@ def test_trust_asks_shows_and_takes_back(stranger, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert ("evil:score" in shown.out, "evil.py" in shown.out, "error[not-trusted]" in shown.err) == (True, True, True)
     assert run(monkeypatch, "trust", str(stranger), "--yes") == 0
-    assert not consent.missing(permits_of(file))
+    assert not user_code.missing(permits_of(file))
     assert run(monkeypatch, "trust", str(stranger), "--revoke") == 0
-    assert len(consent.missing(permits_of(file))) == 1
+    assert len(user_code.missing(permits_of(file))) == 1
     monkeypatch.setenv("RUNG_TRUST", os.pathsep.join(["/nowhere", str(stranger)]))
-    assert not consent.missing(permits_of(file))
+    assert not user_code.missing(permits_of(file))
 
 
 def test_a_redirect_takes_neither_text_nor_key_elsewhere(monkeypatch):

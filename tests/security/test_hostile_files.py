@@ -20,7 +20,6 @@ from rung.data.frames import hub_records
 from rung.errors import RungError
 from rung.evaluation.result import ClimbResult
 from rung.feedback.registry import Registry
-from rung.jsonfile import read_object
 from rung.models import bounded
 from rung.models.cache import known_sha256
 from rung.models.chat import render as render_chat
@@ -29,6 +28,7 @@ from rung.models.gguf import read_metadata
 from rung.models.hub import check_folder
 from rung.models.reference import resolve
 from rung.task import Task
+from rung.yamlfile import read_object
 
 DEEP = "[" * 100_000 + "]" * 100_000
 USER = [{"role": "user", "content": "hi"}]

@@ -13,10 +13,10 @@ from typing import Any
 from rung.advice.facts import Facts, gather
 from rung.advice.rules import AdviceStep, Effect, Expect, walk
 from rung.data.rows import Data
-from rung.jsonfile import read_object
 from rung.machine import Machine, this_machine
 from rung.rungs import Registration, registered
 from rung.task import Task
+from rung.yamlfile import read_object
 
 __all__ = ["Advice", "Expectation", "advise"]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rung.agents.process import FunctionWorker, ToolResult
 from rung.agents.tools import Tool, check_function, function_permit, function_tool
-from rung.consent import Permit, command_permit, require
 from rung.data.sections import McpServer
 from rung.errors import ArtifactError, ConfigError
+from rung.user_code import Permit, command_permit, require
 
 if TYPE_CHECKING:
     from rung.agents.mcp_client import McpConnection

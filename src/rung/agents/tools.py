@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rung import user_code
-from rung.consent import Permit
 from rung.errors import ConfigError
 from rung.models.cache import file_sha256
+from rung.user_code import Permit
 
 
 @dataclass(frozen=True, slots=True)

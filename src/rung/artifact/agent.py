@@ -21,7 +21,6 @@ from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools, permits
 from rung.agents.tools import AgentStep, Tool
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted, Prompts
-from rung.consent import missing, refusal
 from rung.data.rows import Example
 from rung.data.sections import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
@@ -30,6 +29,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
+from rung.user_code import missing, refusal
 
 TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: the folder of tools that were moved after the artifact was saved
 

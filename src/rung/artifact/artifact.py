@@ -36,7 +36,6 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
-from rung.consent import name_endpoint
 from rung.data.examples import read_row
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
@@ -44,17 +43,15 @@ from rung.data.sections import McpServer
 from rung.data.sources import given_records
 from rung.data.spec import POLICIES, Output, Overflow
 from rung.data.texts import number_pattern, spread
-from rung.display import card
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
-from rung.jsonfile import read_json
 from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.models.thinking import thought_beginning
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, card
 from rung.prompts.answer_form import number_form, record_form
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import Rendered
@@ -62,6 +59,8 @@ from rung.prompts.prompt import Prompt, default_template, verbalize
 from rung.retrieval.retriever import LOCATION, Retriever, check_index
 from rung.retrieval.store import location_of
 from rung.task import Task
+from rung.user_code import name_endpoint
+from rung.yamlfile import read_json
 
 LISTED_LABELS = 20  # the prompt lists label sets up to this size; longer lists mislead small models
 DEFAULT_MAX_TOKENS = 256

@@ -24,12 +24,11 @@ from rung.artifact.parts import Signature
 from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts, too_long_row
 from rung.artifact.thoughts import Thinking, think
 from rung.data.rows import Example
-from rung.display import card
 from rung.engines.base import Engine, Floats, GenerateRequest
 from rung.errors import ArtifactError, EngineError, ModelError
 from rung.models.messages import Messages
 from rung.models.reference import resolve
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, card
 from rung.prompts.overflow import Rendered
 from rung.retrieval import passage
 from rung.retrieval.passage import Citation, Passage

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import ArtifactError
-from rung.jsonfile import read_object
 from rung.models.cache import file_sha256
+from rung.yamlfile import read_object
 
 FORMAT = 1
 MANIFEST = "manifest.json"

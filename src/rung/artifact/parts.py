@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rung.jsonfile import read_object
+from rung.yamlfile import read_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ from rung.data.examples import column, read_inputs, read_row
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
-from rung.files import write_atomically, writing
-from rung.jsonfile import objects_of_lines, read_bytes, read_object, unreadable
 from rung.models.cache import file_sha256
+from rung.models.files import write_atomically, writing
 from rung.progress import QUIET, Progress
+from rung.yamlfile import objects_of_lines, read_bytes, read_object, unreadable
 
 BATCH = 64  # rows answered together and written before the next are read
 

@@ -17,7 +17,7 @@ from rung.cli import options, render
 from rung.cli.climb import write_reports
 from rung.errors import ConfigError
 from rung.feedback.records import PAIRS, REASONS, REGISTRY, SHARE, STORE, CaseFilter, TrialMode, command
-from rung.files import write_atomically
+from rung.models.files import write_atomically
 
 if TYPE_CHECKING:
     from rung.feedback.records import ABTest, Promotion

@@ -97,7 +97,7 @@ def questions(
 
     from rung.engines.opening import open_engine
     from rung.errors import ConfigError, DataError
-    from rung.files import write_atomically
+    from rung.models.files import write_atomically
     from rung.retrieval.questions import write_questions
 
     if out.exists():

@@ -17,7 +17,7 @@ from rung._version import __version__
 from rung.cli import artifacts, climb, feedback, index, models, render, serve, tasks
 from rung.cli.help import Grouped
 from rung.errors import ConfigError, MachineError, RungError
-from rung.files import system_error
+from rung.models.files import system_error
 
 app = typer.Typer(
     name="rung", cls=Grouped, suggest_commands=False,  # click names the nearest one itself

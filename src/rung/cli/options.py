@@ -16,10 +16,10 @@ from rung.progress import QUIET, Progress, TerminalProgress
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions
-    from rung.consent import Permit
     from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
     from rung.task import Task
+    from rung.user_code import Permit
 
 TaskFile = Annotated[Path, Argument(help="The task file.", metavar="TASK")]
 TaskOfRows = Annotated[Path, Argument(help="The task file whose rows are answered.", metavar="TASK")]
@@ -112,7 +112,7 @@ def load_artifact(folder: Path, *, runs: bool = True) -> Artifact:
 def named(reference: str | None) -> str | None:
     """Allow an endpoint that the command line names, for this command."""
     if reference is not None and "://" in reference.partition("#")[0]:
-        from rung.consent import name_endpoint
+        from rung.user_code import name_endpoint
 
         name_endpoint(reference)
     return reference
@@ -120,19 +120,19 @@ def named(reference: str | None) -> str | None:
 
 def consent_to(permits: Sequence[Permit], place: Path) -> None:
     """Ask on a terminal for what the user has not allowed yet; elsewhere it is an error that names the command."""
-    from rung import consent
+    from rung import user_code
     from rung.cli import render
 
-    if not (refused := consent.missing(permits)):
+    if not (refused := user_code.missing(permits)):
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise consent.refusal(refused, place)
+        raise user_code.refusal(refused, place)
     render.note(f"{place} would run or reach what you have not allowed on this machine:")
     for permit in refused:
         render.note(f"  {permit}")
     if not render.confirmed("Allow it, until one of these files changes?"):
-        raise consent.refusal(refused, place)
-    consent.allow(refused)
+        raise user_code.refusal(refused, place)
+    user_code.allow(refused)
 
 
 def is_task_file(path: Path) -> bool:

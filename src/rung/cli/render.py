@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rung.display import clean
+from rung.progress import clean
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,7 +14,7 @@ from typer import Argument, Exit, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, DataError, RungError, explanations
-from rung.files import write_atomically
+from rung.models.files import write_atomically
 
 if TYPE_CHECKING:
     from rung.data.guess import Guess
@@ -157,19 +157,19 @@ def trust(
     json: options.Json = False,
 ) -> None:
     """Show what the files in a folder would run or reach, and allow it on this machine until they change."""
-    from rung import consent
+    from rung import user_code
     from rung.climbing.trust import permits_of
 
     permits = permits_of(place)
     if revoke:
-        consent.revoke(permits)
+        user_code.revoke(permits)
     elif not yes and not json:
         for permit in permits:
             render.say(str(permit))
         options.consent_to(permits, place)
     elif yes:
-        consent.allow(permits)
-    left = consent.missing(permits)
+        user_code.allow(permits)
+    left = user_code.missing(permits)
     values = {"permits": [{**asdict(permit), "allowed": permit not in left} for permit in permits]}
     text = f"{place}: {len(permits) - len(left)} of {len(permits)} allowed" if permits else f"{place} runs no code"
     render.result(json, values, text)

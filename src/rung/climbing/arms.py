@@ -26,8 +26,8 @@ from rung.evaluation.prices import Prices, order_of_cheaper
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Prediction, Split, Status
 from rung.evaluation.scoring import evaluate, metric_of, no_probabilities, row_values
-from rung.files import write_atomically
 from rung.machine import Machine
+from rung.models.files import write_atomically
 from rung.models.reference import is_endpoint
 from rung.rungs.base import Cost, Rung
 from rung.rungs.costs import inference_cost

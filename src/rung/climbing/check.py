@@ -13,7 +13,6 @@ from rung.artifact.artifact import DEFAULT_MAX_TOKENS, Artifact
 from rung.artifact.lexical import vectorizer
 from rung.artifact.rendering import refused_row
 from rung.climbing.trust import permits_of
-from rung.consent import allowed, missing
 from rung.data.json_schema import check_schema
 from rung.data.preferences import figures
 from rung.data.quality import places
@@ -34,6 +33,7 @@ from rung.rungs import build, get
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
+from rung.user_code import allowed, missing
 
 SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplicates
 LIKE = 0.5  # cosine of their TF-IDF vectors, from which the encoder is asked

@@ -34,12 +34,12 @@ from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
 from rung.evaluation.statistics import Array, sign_test
-from rung.files import writing
-from rung.jsonfile import objects_of_lines
+from rung.models.files import writing
 from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
 from rung.rungs.linear import design, logistic
+from rung.yamlfile import objects_of_lines
 
 Numbers = npt.NDArray[np.int64]
 

@@ -21,19 +21,18 @@ from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, open_run
 from rung.climbing.trust import permits_of
 from rung.climbing.worth import Worth
-from rung.consent import missing, refusal
 from rung.data.rows import Data
-from rung.display import card, table_html
 from rung.engines.opening import expected_speedup, settled
 from rung.errors import ConfigError, needed_by
 from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
-from rung.progress import Progress, default_progress
+from rung.progress import Progress, card, default_progress, table_html
 from rung.rungs import Rung, build
 from rung.rungs.models import other_models
 from rung.task import Task
+from rung.user_code import missing, refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,9 +25,9 @@ from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
-from rung.files import write_atomically, writing
-from rung.jsonfile import objects_of_lines, unreadable
+from rung.models.files import write_atomically, writing
 from rung.progress import QUIET
+from rung.yamlfile import objects_of_lines, unreadable
 
 RESUME = "free some space, then go on with the same command and --resume"
 NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rung import consent
+from rung import user_code
 from rung.agents.toolbox import permits as tool_permits
 from rung.artifact.agent import tools_folder
 from rung.artifact.files import artifact_settings
-from rung.consent import Permit
 from rung.data.sections import McpServer
 from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError, RungError
 from rung.evaluation.metrics.registry import metric_permits
 from rung.models.reference import is_endpoint
 from rung.task import Task
+from rung.user_code import Permit
 
 MAX_FILES = 10_000  # of a folder, looked at
 
@@ -28,7 +28,7 @@ def trust(what: str | Path | Task) -> list[str]:
     A later change of one of these files needs a new consent. The command `rung trust` does the same and asks before.
     """
     permits = permits_of(what)
-    consent.allow(permits)
+    user_code.allow(permits)
     return [str(permit) for permit in permits]
 
 
@@ -69,7 +69,7 @@ def _of_task(task: Task) -> Iterator[Permit]:
     functions = [tool for tool in task.tools if isinstance(tool, str)]
     yield from tool_permits(functions, [tool for tool in task.tools if isinstance(tool, McpServer)], task.folder)
     if task.corpus is not None and task.corpus.store is not None:
-        yield consent.endpoint_permit(task.corpus.store)
+        yield user_code.endpoint_permit(task.corpus.store)
 
 
 def _of_artifact(values: Mapping[str, Any]) -> Iterator[Permit]:
@@ -77,7 +77,7 @@ def _of_artifact(values: Mapping[str, Any]) -> Iterator[Permit]:
     yield from _endpoints([values.get("model")])
     store = str((values.get("retriever") or {}).get("folder", ""))
     if "://" in store:
-        yield consent.endpoint_permit(store)
+        yield user_code.endpoint_permit(store)
     decoder = values["decoder"]
     if decoder.get("kind") == "agent":
         servers = [McpServer(**server) for server in decoder["servers"]]
@@ -93,4 +93,4 @@ def _endpoints(references: Iterable[Any]) -> Iterator[Permit]:
             and is_endpoint(reference)
             and not is_loopback(urlsplit(reference).hostname or "")
         ):
-            yield consent.endpoint_permit(reference)
+            yield user_code.endpoint_permit(reference)

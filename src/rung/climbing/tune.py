@@ -24,7 +24,7 @@ from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.scoring import compare, evaluate, metric_of, row_values
-from rung.files import write_atomically
+from rung.models.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.rungs.base import Rung, settable, with_settings

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from rung.data.rows import LABELLED
 from rung.errors import ConfigError
-from rung.jsonfile import read_object
 from rung.rungs.base import Rung
+from rung.yamlfile import read_object
 
 _NORMAL = NormalDist()
 # Mean and standard deviation of the share of the gap that a family closes, for labels and for written answers.

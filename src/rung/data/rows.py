@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rung.display import card, table_html
 from rung.errors import DataError
+from rung.progress import card, table_html
 
 PREVIEWED = 3  # rows of each split that a notebook shows
 

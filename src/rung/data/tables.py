@@ -18,7 +18,7 @@ from typing import Any
 
 from rung.data.cells import json_text
 from rung.errors import DataError, needed_by
-from rung.files import replacing
+from rung.models.files import replacing
 
 TABLES = (".csv", ".parquet", ".xlsx")
 BATCH = 1000  # rows written to Parquet together

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
-from rung import consent
+from rung import user_code
 from rung.errors import ConfigError, EngineError
 from rung.models.cache import TRUE
 
@@ -140,7 +140,7 @@ def check_reachable(address: str) -> None:
     if os.environ.get("RUNG_OFFLINE", "").strip().lower() in TRUE:
         problem = f"{address} is on another machine, and the network is switched off"
         raise EngineError("network-off", problem, hint="leave --offline out, or unset RUNG_OFFLINE")
-    consent.require(consent.endpoint_permit(address))
+    user_code.require(user_code.endpoint_permit(address))
 
 
 def is_loopback(host: str) -> bool:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rung.errors import ArtifactError
-from rung.jsonfile import read_object
 from rung.models.cache import file_sha256
+from rung.yamlfile import read_object
 
 BASE_FINGERPRINT = "rung_base_fingerprint"  # the setting that names the base model
 SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rung.display import card
 from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
-from rung.files import write_atomically
-from rung.jsonfile import read_object, unreadable
+from rung.models.files import write_atomically
+from rung.progress import card
+from rung.yamlfile import read_object, unreadable
 
 # `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
 # have no score.

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.evaluation.report.words import TRAINING_DATA, training_data_lines
-from rung.jsonfile import read_object
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
+from rung.yamlfile import read_object
 
 ExportFormat = Literal["peft", "huggingface", "openvino", "gguf"]
 

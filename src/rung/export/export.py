@@ -18,10 +18,10 @@ from rung.errors import ArtifactError, ConfigError
 from rung.export.card import Evidence, ExportFormat, hub_id, model_card
 from rung.export.gguf import write_gguf
 from rung.export.merge import Difference, check_new, copy_settings, measure, tuned_weights, write_model
-from rung.jsonfile import read_object
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, resolve
 from rung.progress import QUIET, Progress
+from rung.yamlfile import read_object
 
 if TYPE_CHECKING:
     from rung.engines.openvino_export import ExportPrecision

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
-from rung.jsonfile import objects_of_lines, read_bytes, unreadable
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
+from rung.yamlfile import objects_of_lines, read_bytes, unreadable
 
 if TYPE_CHECKING:
     import torch

@@ -28,11 +28,11 @@ from rung.feedback.corrections import CorrectionCounts, as_example, contradictio
 from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
-from rung.files import write_atomically
-from rung.jsonfile import read_object
+from rung.models.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build, registered
 from rung.task import Task
+from rung.yamlfile import read_object
 
 IMPROVEMENT = "improvement.json"
 CAPTURED = 1000  # of the newest requests, which are compared with the test rows

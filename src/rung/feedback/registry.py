@@ -28,9 +28,9 @@ from rung.data.kinds import TASK_NAME
 from rung.errors import ArtifactError, ConfigError, RungError
 from rung.feedback.records import ABTest, Promotion, command
 from rung.feedback.store import FeedbackStore
-from rung.files import locked, write_atomically
-from rung.jsonfile import read_object
 from rung.models.cache import publish
+from rung.models.files import locked, write_atomically
+from rung.yamlfile import read_object
 
 POINTER = "current"
 TRIAL = "trial"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rung.errors import MachineError
-from rung.files import locked, os_error, write_atomically
+from rung.models.files import locked, os_error, write_atomically
 
 TRUE = {"1", "true", "yes", "on"}
 

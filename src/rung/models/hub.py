@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rung import jsonfile
+from rung import yamlfile
 from rung.errors import ModelError, needed_by
 from rung.models.cache import offline
 from rung.progress import QUIET, Progress
@@ -184,7 +184,7 @@ def read_json(file: Path) -> Any:
     Raises:
         ModelError: it is not JSON.
     """
-    return jsonfile.read_json(file, partial(_damaged, file))
+    return yamlfile.read_json(file, partial(_damaged, file))
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is not one.
     """
-    return jsonfile.read_object(file, partial(_damaged, file))
+    return yamlfile.read_object(file, partial(_damaged, file))
 
 
 def _damaged(file: Path, what: str) -> ModelError:

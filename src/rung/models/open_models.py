@@ -18,11 +18,11 @@ from typing import Any, Literal
 import yaml
 
 from rung.errors import ConfigError, ModelError
-from rung.files import write_atomically
-from rung.jsonfile import read_object
 from rung.machine import Machine
 from rung.models.cache import cache_dir, offline
+from rung.models.files import write_atomically
 from rung.progress import QUIET, Progress
+from rung.yamlfile import read_object
 
 ModelKind = Literal["language model", "sentence encoder", "reranker"]
 

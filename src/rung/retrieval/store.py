@@ -24,8 +24,8 @@ from rung.data.spec import OBJECT_STORE_URL
 from rung.engines.api_options import check_reachable
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
-from rung.files import locked, write_atomically
 from rung.models.cache import cache_dir
+from rung.models.files import locked, write_atomically
 from rung.progress import Progress
 
 Ids = npt.NDArray[np.int64]

@@ -21,9 +21,9 @@ from rung.artifact.costs import FORWARD, SAMPLE
 from rung.artifact.heads import Head
 from rung.data.rows import Data, hash_of
 from rung.errors import EngineError, needed_by
-from rung.files import writing
 from rung.machine import Machine
 from rung.models.cache import cache_dir
+from rung.models.files import writing
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress

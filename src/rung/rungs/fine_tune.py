@@ -18,9 +18,9 @@ from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
-from rung.files import writing
 from rung.machine import Machine
 from rung.models.cache import cache_dir
+from rung.models.files import writing
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, skip

@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
-from rung.files import locked, write_atomically
+from rung.models.files import locked, write_atomically
 from rung.serving.limits import Refused
 
 # ---- API keys: JSON lines with the fields of `ApiKey`, in a file that only its owner reads.

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from rung.errors import ConfigError
-from rung.files import writing
-from rung.jsonfile import read_object
 from rung.models.cache import cache_dir, file_sha256, publish
+from rung.models.files import writing
 from rung.training.changes import write_tensors
+from rung.yamlfile import read_object
 
 MANIFEST = "manifest.json"
 

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from rung.engines.apart import runs_apart
 from rung.evaluation.statistics import wilson
-from rung.files import write_atomically
+from rung.models.files import write_atomically
 from rung.training.changes import Change, enabled
 from rung.training.config import PairLossName
 from rung.training.examples import Completions

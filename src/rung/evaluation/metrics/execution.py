@@ -32,10 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from rung.consent import program_permit, require
 from rung.data.rows import Example
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
+from rung.user_code import program_permit, require
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 # What a script may not do besides: other files (VACUUM INTO attaches one), extensions, virtual tables.

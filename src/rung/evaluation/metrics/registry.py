@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rung import user_code
-from rung.consent import Permit, allowed, program_permit
 from rung.data.kinds import BALANCED, OutputKind
 from rung.errors import ConfigError
 from rung.evaluation.metrics import text
@@ -34,6 +33,7 @@ from rung.evaluation.metrics.labels import (
 )
 from rung.evaluation.metrics.numbers import closeness_metric, within_metric
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
+from rung.user_code import Permit, allowed, program_permit
 
 _TEXTS: tuple[OutputKind, ...] = ("text", "chat")
 _EVERY: tuple[OutputKind, ...] = ("category", "multilabel", "text", "json", "number", "chat", "ranking")

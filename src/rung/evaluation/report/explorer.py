@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from rung.display import Markup, safe
 from rung.evaluation.report import words
 from rung.evaluation.result import ClimbResult, Prediction
+from rung.progress import Markup, safe
 
 MOST_ROWS = 5_000  # in one page
 MOST_PROMPTS = 100  # of the recommended rung, wrong rows first

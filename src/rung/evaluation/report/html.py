@@ -14,12 +14,12 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from rung.display import Markup, safe, table_html
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report import explorer, plots, words
 from rung.evaluation.report.explorer import rows_link
 from rung.evaluation.result import ClimbResult, Prediction
-from rung.files import write_atomically
+from rung.models.files import write_atomically
+from rung.progress import Markup, safe, table_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from rung.errors import ConfigError
 from rung.evaluation.report.words import against, costs, delta_text, gap_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
-from rung.jsonfile import read_object
+from rung.yamlfile import read_object
 
 STALE = 600.0  # seconds without a write, after which a climb counts as stopped
 WIDTH = 200.0  # of a drawn interval, in units of its view box
