@@ -51,7 +51,7 @@ TEXTS: list[tuple[Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "text"), TEXTS, ids=str)
+@pytest.mark.parametrize(("value", "text"), TEXTS, ids=list(map(str, range(len(TEXTS)))))
 def test_every_value_has_one_text(value: Any, text: str) -> None:
     assert text_of(value) == text
     assert missing(value) == (text == "" and not isinstance(value, list))
