@@ -108,7 +108,8 @@ def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, mo
 def test_the_rungs_own_settings_are_proposed_first(task, name):
     """Also those that are no number: all layers, or `auto`."""
     (plain,) = build((name,), task, 0)
-    others = ({"batch_size": "auto", "learning_rate": "auto"}, {"learning_rate": 3e-7})
+    judged = plain.family in ("preference", "reinforcement")  # they know no `auto`
+    others = ({"learning_rate": 3e-7}, *(() if judged else ({"batch_size": "auto", "learning_rate": "auto"},)))
     for rung in (plain, *(with_settings(plain, other) for other in others if isinstance(plain, FineTune))):
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
         study.enqueue_trial(defaults(rung))

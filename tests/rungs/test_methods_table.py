@@ -85,12 +85,18 @@ def test_the_page_names_every_setting_and_its_default(task: Task) -> None:
     del shared["seed"]
     assert told == {**shared, "learning_rate": "of the method"}
     methods = {name: row[1] for row in rows if row[1].startswith("`learning_rate: ") for name in row[0].split(", ")}
+    for row in rows:
+        if row[1].startswith("`target_modules: "):  # the settings of several methods
+            for name in row[0].split(", "):
+                methods[name] = f"{methods[name].strip('`')}, {row[1].strip('`')}"
     assert methods.keys() == METHODS.keys()
     for name, settings in methods.items():
         rung = method(name, task)
         values = {key: getattr(rung, key) for key in settable(rung)}
         assert yaml.safe_load(f"{{{settings.strip('`')}}}") == {
-            key: value for key, value in values.items() if key not in shared or value != shared[key]
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if key not in shared or value != shared[key]
         }
 
 

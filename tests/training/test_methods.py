@@ -426,6 +426,9 @@ def test_llama_adapter_scores_and_decodes_as_a_plain_forward_pass_does(tiny):
     class Tokens:
         eos_ids = frozenset()
 
+        def ends(self, stop):
+            return self.eos_ids
+
         def decode(self, tokens, **_):
             return " ".join(map(str, tokens))
 
