@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from rung.errors import ArtifactError
+from rung.errors import ArtifactError, ModelError
 from rung.export.servers import modelfile, ollama_template, server_template
 from rung.models.messages import encode_messages
 from rung.models.reference import resolve
@@ -75,7 +75,6 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "more than put text around"),
         ("{{ messages[-1].content }}", "leaves messages out"),
         ("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}", "more than put text around"),
         ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "more than put text around"),
@@ -85,6 +84,11 @@ def test_what_go_templates_cannot_say_is_refused(tokenizer, template, message):
     with pytest.raises(ArtifactError, match=message) as caught:
         ollama_template(tokenizer(template))
     assert caught.value.code == "export-unsupported"
+
+
+def test_a_template_that_changes_texts_is_refused(tokenizer):
+    with pytest.raises(ModelError, match="does not show the text of an assistant's turn"):
+        ollama_template(tokenizer("{% for m in messages %}{{ m.content | upper }}{% endfor %}"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"add_bos_token": True, "bos_token": "<|im_start|>"}])

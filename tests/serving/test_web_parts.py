@@ -116,7 +116,7 @@ def test_a_climb_that_nothing_was_written_of_for_long_has_stopped(climbing):
 
 def test_a_damaged_report_is_said(climbing):
     (climbing / "report.json").write_text('{"rungs": [')
-    with pytest.raises(ConfigError, match=r"report\.json cannot be read") as caught:
+    with pytest.raises(ConfigError, match=r"report\.json is not JSON") as caught:
         report_of(run_folder(climbing.parent, "letters"))
     assert caught.value.code == "unreadable-file"
 
