@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import chromium
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.models.tokenizer import Tokenizer
@@ -154,3 +155,10 @@ def tiny_encoder(tmp_path_factory) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests of a process: Playwright can be started only once at a time."""
+    with chromium() as opened:
+        yield opened

@@ -1,5 +1,4 @@
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -181,41 +180,36 @@ def test_the_frontier_leaves_out_what_something_cheaper_equals():
     assert efficient([(3, 0.9), (1, 0.5), (2, 0.5), (2, 0.7), (4, 0.8)]) == [(1, 0.5), (2, 0.7), (3, 0.9)]
 
 
-def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    if shutil.which("chromium") is None:
-        pytest.skip("chromium is not installed: the page was not opened")
+def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_path, browser):
     file = write_html(result, predictions, tmp_path)
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-        problems = []
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.goto(file.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        for part in ("circle", ".score", ".why"):
-            box = page.locator(f".ladder .best {part}").bounding_box()
-            assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
-        rows, many = page.locator("#rows tbody tr"), page.locator("#many")
-        assert many.inner_text() == "1 to 25 of 100 rows"  # those that features answers wrong
-        assert rows.count() == 25
-        page.select_option("#kind", "fixed")
-        assert many.inner_text() == "1 to 25 of 200 rows"
-        page.click("#next")
-        assert many.inner_text() == "26 to 50 of 200 rows"
-        page.select_option("#given", "c")
-        assert many.inner_text() == "no rows"
-        page.click(".ladder a >> text=zero-shot")  # the link shows what this rung gets wrong
-        assert many.inner_text() == "1 to 25 of 300 rows"
-        page.fill("#find", "no such text")
-        assert many.inner_text() == "no rows"
-        page.fill("#find", "OWNED")
-        page.locator("#rows button").first.click()
-        assert "features: c" in page.locator("tr.more").inner_text()
-        assert page.title().startswith("<script>")  # the task's name, as text: only our script ran
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        assert problems == []  # also none about the content policy
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    problems = []
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+    page.goto(file.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for part in ("circle", ".score", ".why"):
+        box = page.locator(f".ladder .best {part}").bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    rows, many = page.locator("#rows tbody tr"), page.locator("#many")
+    assert many.inner_text() == "1 to 25 of 100 rows"  # those that features answers wrong
+    assert rows.count() == 25
+    page.select_option("#kind", "fixed")
+    assert many.inner_text() == "1 to 25 of 200 rows"
+    page.click("#next")
+    assert many.inner_text() == "26 to 50 of 200 rows"
+    page.select_option("#given", "c")
+    assert many.inner_text() == "no rows"
+    page.click(".ladder a >> text=zero-shot")  # the link shows what this rung gets wrong
+    assert many.inner_text() == "1 to 25 of 300 rows"
+    page.fill("#find", "no such text")
+    assert many.inner_text() == "no rows"
+    page.fill("#find", "OWNED")
+    page.locator("#rows button").first.click()
+    assert "features: c" in page.locator("tr.more").inner_text()
+    assert page.title().startswith("<script>")  # the task's name, as text: only our script ran
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert problems == []  # also none about the content policy
+    page.close()
 
 
 # ---- how rungs compare

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser import Watched, chromium
 from running_server import running, text_artifact
 
+from browser import Watched
 from rung.artifact.heads import Head
 from rung.rungs import FewShot
 from rung.serving.served import Served
@@ -55,12 +55,6 @@ def server(served):
 @pytest.fixture(scope="module")
 def client(server):
     return server.client()
-
-
-@pytest.fixture(scope="package")  # Playwright runs once at a time: tests elsewhere open their own
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -46,6 +46,8 @@ class MalformedError(Exception):
 _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _MARK = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>")
 _GAP = re.compile(r"[\s;]*")
+_OPENING = re.compile(r'\{\{?\s*+"')  # of an object with keys, perhaps with doubled braces
+LONGEST_CALL = 20_000  # characters of a call with doubled braces
 
 
 def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
@@ -82,21 +84,24 @@ def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
 def _named_calls(text: str, names: Collection[str]) -> tuple[Call, ...]:
     """Find the calls of known tools between other text."""
     calls: list[Call] = []
-    position = 0
-    while names and (position := text.find("{", position)) >= 0:
-        rest, end = text[position:], 1
-        single = rest.replace("{{", "{").replace("}}", "}")
-        for written in (rest, rest[1:], single) if rest.startswith("{{") else (rest,):
+    decoder, position = json.JSONDecoder(), 0
+    while names and (opening := _OPENING.search(text, position)):
+        position, doubled = opening.start(), opening[0].startswith("{{")
+        places = [(text, position)]
+        if doubled:
+            single = text[position : position + LONGEST_CALL].replace("{{", "{").replace("}}", "}")
+            places += [(text, position + 1), (single, 0)]
+        position = opening.end()
+        for written, begin in places:
             try:
-                value, length = json.JSONDecoder().raw_decode(written)
+                value, end = decoder.raw_decode(written, begin)
                 call = _call(value, value["name"])
             except (KeyError, TypeError, ValueError, RecursionError):
                 continue
             if call.tool in names:
                 calls.append(call)
-                end = length
+                position = end if written is text else opening.start() + end
                 break
-        position += end
     return tuple(calls)
 
 

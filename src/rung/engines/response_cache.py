@@ -234,4 +234,4 @@ def _scored(value: bytes) -> Scored:
 
 def _generation(value: bytes) -> Generation:
     values = json.loads(value)
-    return Generation(**{**values, "logprobs": tuple(values["logprobs"])})
+    return Generation(**{**values, **{key: tuple(values.get(key, ())) for key in ("logprobs", "tokens")}})
