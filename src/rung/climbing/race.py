@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
-from rung.climbing.budget import TimeUp, duration_text
-from rung.climbing.choice import FIRST, Prospect, looks, next_arm, prospects
+from rung.climbing.budget import NO_LIMITS, TimeUp, duration_text
+from rung.climbing.choice import FIRST, Prospect, looks, next_arm, prospects, put_off
 from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
@@ -28,7 +28,8 @@ SURE = 0.95  # probability that another model is better than the first, from whi
 def search(state: ClimbState) -> None:
     """Make and race arms until none is left that is worth it; the budget may end it at any moment.
 
-    A resumed climb first takes the arms that it had chosen, in the same order, so that it ends the same.
+    A resumed climb first takes the arms that it had chosen, in the same order, so that it ends the same. One that had
+    ended without a budget chooses no others, though estimates may be different by now, unless further rungs are asked.
     """
     for name in [entry["name"] for entry in state.store.all_noted("chosen")]:
         _keep_reserve(state)
@@ -37,12 +38,21 @@ def search(state: ClimbState) -> None:
                 _run(state, chosen)
         elif not state.arms[name].raced:
             _run(state, state.arms[name])
+    asked = {"rungs": sorted(rung.name for rung in state.rungs), "named": sorted(state.named)}
+    ended = state.store.noted("searched", **asked) is not None
+    if ended:
+        for line in prospects(state):
+            other = Left("skipped", "put off when the climb ended", line.rung.family, again=True)
+            state.left.setdefault(line.name, put_off(state, line) or other)
+        return
     while True:
         _keep_reserve(state)
         if (following := next_arm(state)) is None:
-            return
+            break
         state.store.note("chosen", name=following.name)
         _run(state, following)
+    if state.budget.limits == NO_LIMITS:
+        state.store.note("searched", **asked)
 
 
 def not_tried(state: ClimbState) -> None:
