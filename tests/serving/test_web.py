@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import Watched
 from pages_server import PLANTED, begin_trial, pages
 
+from browser import Watched
 from rung.feedback.registry import Registry
 from rung.serving.access import LOOPBACK_NAMES, Access, KeyRing, create_key, revoke_key
 
