@@ -63,24 +63,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def task_file() -> str:
     """Every key of a task file, from the models that check it."""
     schema = Task.model_json_schema(by_alias=True)
-    parts = {name: (schema["$defs"][part], name) for name, part in _sections(schema)}
     text = [
         "# The task file, key by key\n",
         "This page is made from the models that check a task file. [Tasks](../tasks.md) explains the keys with",
         "examples. `rung schema` prints the same as a JSON Schema, for editors.\n",
         *_keys(schema),
     ]
-    for name, (section, _) in parts.items():
+    for name, section in _sections(schema, schema["$defs"]):
         text += [f"\n## `{name}`\n", section.get("description", ""), "", *_keys(section)]
     return "\n".join(text)
 
 
-def _sections(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in schema.get("properties", {}).items():
-        for part in re.findall(r'"#/\$defs/(\w+)"', json.dumps(value)):
-            name = f"{prefix}{key}"
-            yield name, part
-            yield from _sections(Task.model_json_schema(by_alias=True)["$defs"][part], f"{name}.")
+def _sections(part: dict[str, Any], parts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in part.get("properties", {}).items():
+        for name in re.findall(r'"#/\$defs/(\w+)"', json.dumps(value)):
+            yield f"{prefix}{key}", parts[name]
+            yield from _sections(parts[name], parts, f"{prefix}{key}.")
 
 
 def _keys(section: dict[str, Any]) -> Iterator[str]:
