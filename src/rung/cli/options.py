@@ -188,10 +188,10 @@ def climb_options(
     *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
 ) -> ClimbOptions:
     """Collect the options of a climb; raise ConfigError if the budget is neither a duration nor money."""
-    from rung.climbing.budget import Limits, parse_budget
+    from rung.climbing.budget import NO_LIMITS, parse_budget
     from rung.climbing.options import ClimbOptions
 
-    limits = Limits(None, None) if budget is None else parse_budget(budget)
+    limits = NO_LIMITS if budget is None else parse_budget(budget)
     names = tuple(name.strip() for name in rungs.split(",")) if rungs else ()
     return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
 

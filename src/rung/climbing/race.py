@@ -29,7 +29,7 @@ def search(state: ClimbState) -> None:
     """Make and race arms until none is left that is worth it; the budget may end it at any moment.
 
     A resumed climb first takes the arms that it had chosen, in the same order, so that it ends the same. One that had
-    ended without a budget chooses no others, though estimates may be different by now, unless further rungs are asked.
+    ended without a budget chooses no others, although estimates may differ by now, unless it is asked for more rungs.
     """
     for name in [entry["name"] for entry in state.store.all_noted("chosen")]:
         _keep_reserve(state)

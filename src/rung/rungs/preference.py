@@ -337,10 +337,10 @@ class ORPO(PreferenceTuning):
 @rung("simpo", family="preference", order=970, topics=("answer pairs",))
 @dataclass(frozen=True, kw_only=True)
 class SimPO(PreferenceTuning):
-    """Raise the better answer's mean log-probability over the worse one's by a margin; no reference is kept to.
+    """Raise the better answer's mean log-probability over the worse one's by a margin, without a reference.
 
     Simple preference optimization (Meng et al. 2024, https://arxiv.org/abs/2405.14734). Lengths do not matter, as
-    means over tokens are compared. Nothing holds it back but a small learning rate.
+    means over tokens are compared. Only a small learning rate keeps answers near those of the artifact.
 
     Attributes:
         beta: how sharply the margin is enforced.
