@@ -107,6 +107,12 @@ def test_demonstrations_take_their_passages_with_them():
 
 
 @pytest.fixture
+def zero(zero):
+    """A copy that opens its engine anew: after other files, the shared one may hold a model that was since reloaded."""
+    return replace(zero)
+
+
+@pytest.fixture
 def narrow(zero, data, monkeypatch):
     """A few-shot artifact on the embedded model, which is made to read no more than half of a long prompt."""
     few = FewShot("fixed", k=4).fit(zero, data)
