@@ -124,7 +124,8 @@ class TerminalProgress:
         now = time.monotonic()
         if now - self._shown >= (self.INTERVAL_LIVE if self._live else self.INTERVAL_LOG):
             self._shown, spent = now, now - self._start
-            parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {self._done}"]
+            done = str(self._done) if self._done else _duration(spent)
+            parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {done}"]
             if self._done and self._total > self._done:
                 parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
             self._write(", ".join([*parts, self._note] if self._note else parts), end="" if self._live else "\n")

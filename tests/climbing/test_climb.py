@@ -15,10 +15,12 @@ from sklearn.metrics import f1_score
 
 from rung.artifact.artifact import Artifact
 from rung.climbing import choice
+from rung.climbing import run as running
 from rung.climbing.budget import Limits, parse_budget, parse_duration
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
+from rung.engines.opening import UNMEASURED
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.words import quality_notes
@@ -246,6 +248,21 @@ def test_a_climb_from_memory_is_continued_and_its_artifact_needs_no_rows(small_t
     assert len({artifact.fingerprint() for artifact in fitted}) == 1
     with pytest.raises(ConfigError, match="train row 1 has no column 'category'"):
         rung.fit(zero, [{"text": "a"}])
+
+
+def test_a_short_budget_measures_no_engine_and_a_resumed_climb_keeps_its_engine(tiny_folder, tmp_path, monkeypatch):
+    rows = [{"text": f"the colour is {word} here", "answer": word} for word in ("red", "green", "blue") * 8]
+    fields = {"name": "span", "instruction": "Which colour?", "inputs": ["text"], "model": str(tiny_folder)}
+    task = Task(**fields, output={"column": "answer", "kind": "text", "max_tokens": 4}, data=rows)
+    monkeypatch.setattr(running, "explain", lambda *_: UNMEASURED)
+    options = ClimbOptions(rungs=("features",), out=tmp_path, budget_seconds=30.0)
+    short = climb(task, options=options)
+    assert json.loads((short.folder / "climb.json").read_text())["engine"] == "torch"
+    again = climb(task, options=replace(options, resume=True, budget_seconds=None))
+    assert again.folder == short.folder
+    monkeypatch.setattr(running, "settled", lambda *_, **__: "openvino")
+    monkeypatch.setattr(running, "_climb", lambda task, data, options, *_: options.engine)
+    assert climb(task, options=replace(options, budget_seconds=None)) == "openvino"
 
 
 @pytest.fixture

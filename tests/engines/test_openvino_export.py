@@ -1,10 +1,12 @@
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from rung.climbing.budget import CLOSING_SECONDS, Budget, Limits
 from rung.engines import openvino_export
 from rung.engines.openvino_export import exported, folder_of
 from rung.errors import EngineError
@@ -91,11 +93,11 @@ def test_what_an_export_takes_is_stated_before_it_starts(tiny, tmp_path, monkeyp
         def start(self, label, total=None):
             self.labels.append(label)
 
-    def export(command, **settings):
+    def export(*_):
         (tmp_path / "out" / openvino_export.GRAPH).touch()
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return 0, ""
 
-    monkeypatch.setattr(openvino_export.subprocess, "run", export)
+    monkeypatch.setattr(openvino_export, "_run", export)
     (tmp_path / "out").mkdir()
     told = Told()
     arguments = (tiny.folder, tmp_path / "out", "tiny", "encoder", "int8")
@@ -112,3 +114,21 @@ def test_what_an_export_takes_is_stated_before_it_starts(tiny, tmp_path, monkeyp
     assert now["weights"] == weights
     assert now["seconds"] < 45
     assert now["memory"] > 0
+
+
+def test_a_budget_that_ends_during_an_export_ends_the_export(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino_export, "PULSE_SECONDS", 0.02)
+    started = []
+
+    class Started(subprocess.Popen):
+        def __init__(self, command, **settings):
+            started.append(self)
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **settings)
+
+    monkeypatch.setattr(openvino_export.subprocess, "Popen", Started)
+    budget = Budget(Quiet(), Limits(CLOSING_SECONDS + 0.3, None))
+    with budget.stage():
+        openvino_export.exported(tiny, "encoder", "fp32", progress=budget)
+    assert budget.limited
+    assert started[0].returncode == -signal.SIGKILL
+    assert list((tmp_path / "cache" / "openvino").iterdir()) == []  # nothing that looks like an export

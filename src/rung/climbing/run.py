@@ -18,11 +18,11 @@ from rung.climbing.confirm import confirm
 from rung.climbing.next_steps import decisions
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.race import not_tried, search
-from rung.climbing.store import RunStore, open_run
+from rung.climbing.store import RunStore, engine_of_run, open_run
 from rung.climbing.trust import permits_of
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
-from rung.engines.opening import expected_speedup, settled
+from rung.engines.opening import UNMEASURED, expected_speedup, explain, settled
 from rung.errors import ConfigError, needed_by
 from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
@@ -42,6 +42,7 @@ FRAME_KEYS = (
     "artifact",
 )  # fmt: skip
 ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
+MEASURING_SECONDS = 90.0  # what choosing an engine may take: an export, two loads and some text
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
 
@@ -193,13 +194,13 @@ def climb(
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = incumbent.fingerprint()
     with watch.stage():
-        if task.output.kind != "category":  # a resumed run keeps the engine that `auto` meant
-            options = replace(options, engine=settled(task.model, options.engine, progress=watch))
         if task.corpus is not None and any(one.reads_corpus for one in rungs):
             from rung.retrieval.build import build_index
 
             # Changed documents make another climb: all rows of a climb are answered from the same documents.
             identity["corpus_fingerprint"] = build_index(task, progress=watch).fingerprint
+        if task.output.kind != "category":
+            options = replace(options, engine=_engine(task, options, identity, watch))
     store = open_run(options.out, identity | {"engine": options.engine}, watch, resume=options.resume)
     try:
         return _climb(task, data, options, rungs, models, store, incumbent)
@@ -207,6 +208,18 @@ def climb(
         if not store.used:  # a folder without anything to continue from would only make the next one NAME-2
             shutil.rmtree(store.folder, ignore_errors=True)
         raise
+
+
+def _engine(task: Task, options: ClimbOptions, identity: Mapping[str, Any], watch: Budget) -> str:
+    """The engine that generates: what a resumed run has, else what `auto` means here, measured if there is time."""
+    if options.engine != "auto":
+        return options.engine
+    if options.resume and (kept := engine_of_run(options.out, identity)) is not None:
+        return kept
+    if watch.left() < MEASURING_SECONDS and explain(task.model, "auto") == UNMEASURED:
+        watch.say("torch generates: the budget is too short to measure whether another engine is faster here")
+        return "torch"
+    return settled(task.model, options.engine, progress=watch)
 
 
 def _climb(

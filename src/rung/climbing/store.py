@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,20 @@ class RunStore:
         known.update({(row.split, row.id): row for row in rows})
 
 
+def engine_of_run(root: Path, identity: Mapping[str, Any]) -> str | None:
+    """The engine of the latest run of the same climb, whatever engine that is; None if there is no such run."""
+    for folder in reversed([folder for folder in _numbered(root, identity["task"]) if folder.exists()]):
+        with suppress(OSError, ValueError):
+            known = json.loads((folder / "climb.json").read_text("utf-8"))
+            if isinstance(known, dict) and {**known, "engine": None} == {**identity, "engine": None}:
+                return str(known["engine"])
+    return None
+
+
+def _numbered(root: Path, name: str) -> list[Path]:
+    return [root / name, *(root / f"{name}-{i}" for i in range(2, 10_000))]
+
+
 def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume: bool) -> RunStore:
     """Make a new run folder under `root`, or with `resume` open the latest one of the same climb.
 
@@ -142,15 +157,13 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
     made.
     """
     text = json.dumps(identity, sort_keys=True, indent=2)
-    name = identity["task"]
-    numbered = [name, *(f"{name}-{i}" for i in range(2, 10_000))]
-    taken = [root / n for n in numbered if (root / n).exists()]
+    numbered = _numbered(root, identity["task"])
     if resume:
-        for folder in reversed(taken):
+        for folder in reversed([folder for folder in numbered if folder.exists()]):
             file = folder / "climb.json"
             if file.is_file() and file.read_bytes() == text.encode():
                 return RunStore(folder, budget)
-    folder = next(root / n for n in numbered if root / n not in taken)
+    folder = next(folder for folder in numbered if not folder.exists())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)  # predictions and demonstrations hold the user's rows

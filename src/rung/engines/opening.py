@@ -96,8 +96,9 @@ def open_engine(
         return _cached(open_torch(model, device=device, quantization=quantization), remember)
     return Composite(
         files,
-        lambda: _cached(_generator(files, engine, device, apart, progress), remember),
+        lambda told: _cached(_generator(files, engine, device, apart, told), remember),
         lambda: _cached(open_torch(model, device=device), remember),
+        progress,
     )
 
 
@@ -295,8 +296,8 @@ def _measured(files: ModelFiles, progress: Progress) -> Choice:
         return Choice("torch", "a CUDA device is available")
     fast = open_openvino(files.reference, "int8", progress=progress)
     progress.start("measuring torch and OpenVINO")
-    speedup = _tokens_per_second(fast) / _tokens_per_second(torch)
-    choice = judge(speedup, *_difference(fast, torch))
+    speedup = _tokens_per_second(fast, progress) / _tokens_per_second(torch, progress)
+    choice = judge(speedup, *_difference(fast, torch, progress))
     progress.finish(choice.reason)
     return choice
 
@@ -310,16 +311,18 @@ def _requests(texts: Sequence[str], tokens: int) -> list[GenerateRequest]:
     return [GenerateRequest(chat, Sampling(tokens), logprobs=True) for chat in chats]
 
 
-def _tokens_per_second(engine: Engine) -> float:
-    engine.generate(_requests(["Hello."], 2))  # first calls allocate and compile
+def _tokens_per_second(engine: Engine, progress: Progress) -> float:
+    engine.generate(_requests(["Hello."], 2), progress=progress)  # first calls allocate and compile
     start = time.perf_counter()
-    generations = engine.generate(_requests(_PROMPTS[:: len(_FORMS)], DECODED))
+    generations = engine.generate(_requests(_PROMPTS[:: len(_FORMS)], DECODED), progress=progress)
     return sum(generation.completion_tokens for generation in generations) / (time.perf_counter() - start)
 
 
-def _difference(fast: Engine, reference: Engine) -> tuple[float, float]:
+def _difference(fast: Engine, reference: Engine, progress: Progress) -> tuple[float, float]:
     """The share of equal first tokens, and the mean difference of their log-probabilities."""
-    pairs = zip(*(engine.generate(_requests(_PROMPTS, 1)) for engine in (fast, reference)), strict=True)
+    pairs = zip(
+        *(engine.generate(_requests(_PROMPTS, 1), progress=progress) for engine in (fast, reference)), strict=True
+    )
     diffs = [abs(a.logprobs[0] - b.logprobs[0]) if a.text == b.text else None for a, b in pairs]
     same = [diff for diff in diffs if diff is not None]
     return len(same) / len(diffs), float(np.mean(same)) if same else float("inf")
@@ -363,19 +366,23 @@ class Composite(LocalModel):
     the same folder, tokenizer and chat template. Each engine is loaded when the first request needs it: generating
     through OpenVINO imports no torch.
 
-    `generator` loads the engine that generates, `scorer` the torch engine.
+    `generator` loads the engine that generates, `scorer` the torch engine. Loading the first may export and measure
+    for a minute. It reports that to the progress of the call that needs it, or else to `progress`.
     """
 
-    def __init__(self, files: ModelFiles, generator: Callable[[], Engine], scorer: Callable[[], Engine]) -> None:
+    def __init__(
+        self, files: ModelFiles, generator: Callable[[Progress], Engine], scorer: Callable[[], Engine],
+        progress: Progress = QUIET,
+    ) -> None:  # fmt: skip
         super().__init__(files)
-        self._load_generator, self._load_scorer = generator, scorer
+        self._load_generator, self._load_scorer, self._progress = generator, scorer, progress
         # Of the model, without loading it; each of the two engines caches answers under its own fingerprint.
         fingerprint = f"{files.fingerprint}/composite"
         self.info = self.describe("openvino and torch", "cpu", "as each engine says", fingerprint)
 
     @cached_property
     def _generator(self) -> Engine:
-        return self._load_generator()
+        return self._load_generator(self._progress)
 
     @cached_property
     def _scorer(self) -> Engine:
@@ -394,7 +401,12 @@ class Composite(LocalModel):
         self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
         """Complete every request, each on its engine."""
-        engines = [self.engine_of(request) for request in requests]
+        opened_with = self._progress
+        self._progress = opened_with if progress is QUIET else progress
+        try:
+            engines = [self.engine_of(request) for request in requests]
+        finally:
+            self._progress = opened_with
         results: dict[int, Generation] = {}
         for engine in dict.fromkeys(engines):
             members = [i for i, other in enumerate(engines) if other is engine]

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,6 +28,7 @@ ExportPrecision = Literal["int8", "fp32"]  # of the weights; int8 is symmetric p
 MODULE = "rung.engines.openvino_export"
 GRAPH = "openvino_model.xml"
 PACKAGES = ("openvino", "optimum-intel", "nncf")
+PULSE_SECONDS = 0.5  # between two reports of progress while the export runs
 LOG_LINES = 8  # of a failed export, that the error repeats
 
 
@@ -70,13 +72,30 @@ def export_folder(
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    code, said = _run(command, environment, progress)
     _remember(weights, precision, time.monotonic() - began)
-    if done.returncode != 0 or not (target / GRAPH).exists():
-        log = [line for line in done.stderr.splitlines() if line.strip()][-LOG_LINES:]
-        problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {done.returncode}'}"
+    if code != 0 or not (target / GRAPH).exists():
+        log = [line for line in said.splitlines() if line.strip()][-LOG_LINES:]
+        problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {code}'}"
         raise EngineError("export-failed", problem, hint="run the model with torch instead: --engine torch")
     progress.finish()
+
+
+def _run(command: list[str], environment: Mapping[str, str], progress: Progress) -> tuple[int, str]:
+    """Run a process to its end; its exit code and what it wrote to stderr. It is killed if `progress` stops it."""
+    with subprocess.Popen(
+        command, text=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while True:
+                try:
+                    _, said = process.communicate(timeout=PULSE_SECONDS)
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    progress.advance(0)
+        except BaseException:
+            process.kill()
+            raise
 
 
 # What an export took, by the bytes of the model's weights: seconds, and the peak of its process's memory.
