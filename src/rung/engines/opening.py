@@ -238,7 +238,7 @@ def choose(files: ModelFiles, *, progress: Progress = QUIET) -> Choice:
     def measure(folder: Path) -> None:
         (folder / "choice.json").write_text(json.dumps(asdict(_measured(files, progress))), encoding="utf-8")
 
-    publish(_folder(files), measure)
+    publish(_folder(files), measure, progress)
     return _read(_folder(files))
 
 

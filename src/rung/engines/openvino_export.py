@@ -50,7 +50,11 @@ def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *,
     folder = folder_of(files, kind, precision)
     if folder.exists():
         return folder
-    publish(folder, lambda target: export_folder(files.folder, target, files.name, kind, precision, progress=progress))
+    publish(
+        folder,
+        lambda target: export_folder(files.folder, target, files.name, kind, precision, progress=progress),
+        progress,
+    )
     return folder
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rung.errors import MachineError
 from rung.models.files import locked, os_error, write_atomically
+from rung.progress import QUIET, Progress
 
 TRUE = {"1", "true", "yes", "on"}
 
@@ -31,11 +32,11 @@ def offline() -> bool:
     return any(os.environ.get(name, "").strip().lower() in TRUE for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def publish(folder: Path, build: Callable[[Path], object]) -> bool:
+def publish(folder: Path, build: Callable[[Path], object], progress: Progress = QUIET) -> bool:
     """Make `folder` appear complete or not at all.
 
     `build` fills an empty sibling folder, which is flushed to disk and then renamed. Processes that publish the same
-    folder wait for each other, and only the first one builds it. Remains of a killed process are removed.
+    folder wait for each other, and say so; only the first one builds it. Remains of a killed process are removed.
 
     Returns:
         True if this call built the folder, False if it existed.
@@ -43,7 +44,8 @@ def publish(folder: Path, build: Callable[[Path], object]) -> bool:
     folder = folder.absolute()
     if folder.exists():
         return False
-    with locked(folder.with_name(f".{folder.name}.lock")):
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(lock, lambda: progress.say(f"waiting for another process that makes {folder.name} ...")):
         if folder.exists():
             return False
         prefix = f".{folder.name}."

@@ -193,7 +193,7 @@ def ensure(model: Embedded, *, progress: Progress = QUIET) -> Path:
     """
     folder = folder_of(model)
     if not folder.exists():
-        publish(folder, lambda target: _build(model, target, progress))
+        publish(folder, lambda target: _build(model, target, progress), progress)
     return folder
 
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,15 +95,19 @@ def write_atomically(file: Path, text: str, *, private: bool = False) -> None:
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for.
+def locked(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock that other processes wait for; `waiting` is called if another process holds it.
 
     The file is removed afterwards. That of a killed process stays, and holds nobody up.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with file.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 if not os.path.samestat(os.fstat(lock.fileno()), file.stat()):
                     continue

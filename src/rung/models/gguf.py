@@ -219,7 +219,7 @@ def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
     source = f"{sources[0]}-{FILE_CONVERSION}"
     folder = cache_dir() / "models" / f"gguf-{source}"
     if not folder.exists():
-        publish(folder, lambda target: convert(file, target, find_ends=True, progress=progress))
+        publish(folder, lambda target: convert(file, target, find_ends=True, progress=progress), progress)
     return folder, f"gguf-{source}"
 
 

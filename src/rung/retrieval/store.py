@@ -359,13 +359,11 @@ def open_location(location: IndexLocation) -> _Folder | _Bucket:
 @contextmanager
 def building(location: IndexLocation, progress: Progress) -> Iterator[None]:
     """Keep two builds on this machine apart: the second waits. The lock of a process that died is free."""
-    progress.start("waiting for another build of this index")
     if isinstance(location, str):  # an object store has no locks; this keeps builds of one user apart
         lock = cache_dir() / "locks" / f"{hash_of([location], 32)}.lock"
     else:
         lock = location.absolute() / ".lock"
-    with locked(lock):
-        progress.finish()
+    with locked(lock, lambda: progress.say("waiting for another build of this index ...")):
         yield
 
 
