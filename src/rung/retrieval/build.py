@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rung.data.rows import hash_of
 from rung.data.spec import Corpus
 from rung.engines.encoders import SentenceEncoder
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 TOKENS = 250  # of a passage, where the task does not say
 OVERLAP = 3  # the last third of a passage begins the next one too, where the task does not say
 BATCH = 1024  # passages embedded and written together: what a killed build loses
+EMBEDDED = 256  # passages embedded at once: how often progress shows
 
 
 def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) -> Index:
@@ -200,11 +203,15 @@ class _Build:
         pairs = [(document, chunk) for document, chunks in batch for chunk in chunks]
         if not pairs:
             return
-        vectors = self.encoder.embed([chunk.embedded for _, chunk in pairs], role="document", progress=self.progress)
+        vectors, size, shown = [], sum(document.size for document, _ in batch), 0
+        for first in range(0, len(pairs), EMBEDDED):
+            texts = [chunk.embedded for _, chunk in pairs[first : first + EMBEDDED]]
+            vectors.append(self.encoder.embed(texts, role="document", progress=self.progress))
+            share = size * (first + len(texts)) // len(pairs)
+            self.progress.advance(share - shown)
+            shown = share
         rows = [_row(document, chunk) for document, chunk in pairs]
-        self.table.add({name: [row[name] for row in rows] for name in rows[0]}, vectors)
-        for document, _ in batch:
-            self.progress.advance(document.size)
+        self.table.add({name: [row[name] for row in rows] for name in rows[0]}, np.concatenate(vectors))
 
     def _check_alone(self, expected: int) -> None:
         """Refuse to publish what another machine wrote at the same time: passages would be in the table twice."""
