@@ -17,7 +17,9 @@ from test_tasks import run
 from rung.cli.options import artifact_or_asking
 from rung.data.columns import inferred_schema, look_at, separated
 from rung.data.guess import DOCUMENTS, guess_task
-from rung.errors import ConfigError, DataError, RungError
+from rung.data.rows import NOT_IN_DOCUMENTS
+from rung.errors import ArtifactError, ConfigError, DataError, RungError
+from rung.models import embedded
 from rung.retrieval.documents import _READERS
 from rung.task import Task
 
@@ -527,7 +529,9 @@ def test_a_folder_of_documents_has_a_corpus() -> None:
     assert set(DOCUMENTS) == set(_READERS)
 
 
-def test_documents_without_rows_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def house(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of documents, with the built-in models at hand."""
     if CACHE is None:  # where the built-in models are
         monkeypatch.delenv("RUNG_CACHE")
     else:
@@ -535,8 +539,32 @@ def test_documents_without_rows_can_be_asked(monkeypatch: pytest.MonkeyPatch) ->
     Path("house").mkdir()
     Path("house/heating.md").write_text("# Heating\n\nThe boiler is in the cellar. It is serviced every May.")
     Path("house/garden.md").write_text("# Garden\n\nThe apple tree stands behind the shed.")
+    return Path("house")
+
+
+def test_a_folder_of_documents_answers_at_once_with_citations(house: Path) -> None:
+    result = run("chat", str(house), text="Where is the boiler?\nWho won the world cup 1990?\n\n")
+    assert result.exception is None, result.exception
+    answer, sources, refused = (
+        "The boiler is in the cellar.",
+        "[1] house/heating.md, characters 11 to 39",
+        NOT_IN_DOCUMENTS,
+    )
+    assert result.stdout == f"{answer}\n\nSources:\n  {sources}\n{refused}\n"
+    assert "rung init house --model MODEL" in result.stderr
     task_of("house")
-    Path("task.yaml").write_text(Path("task.yaml").read_text().replace('"answer"', '"answer"\n  max_tokens: 4'))
+    assert json.loads(run("run", "task.yaml", "Where is the boiler?", "--json").stdout)["output"] == answer
+    Path("house/config.json").write_text("{}")  # a model's folder, with its README
+    error = run("chat", "house").exception
+    assert isinstance(error, ArtifactError)
+    assert error.code == "wrong-folder"
+
+
+def test_a_model_that_a_task_names_writes_from_the_documents(house: Path) -> None:
+    task_of("house")
+    settled = Path("task.yaml").read_text().replace('"answer"', '"answer"\n  max_tokens: 4')
+    model = embedded.folder_of(embedded.LANGUAGE_MODEL)
+    Path("task.yaml").write_text(settled.replace("model: embedded", f"model: {model}"))
     result = run("run", "task.yaml", "Where is the boiler?", "--json")
     assert result.exception is None, result.exception
     artifact = artifact_or_asking(Path("task.yaml"))

@@ -22,14 +22,15 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
 
 
-def run(*arguments: str) -> Any:
+def run(*arguments: str, text: str | None = None) -> Any:
+    """Run a command, with `text` on its standard input."""
     # Typer still imports names that click announces to move; other warnings stay errors.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*will be removed in Click 9", DeprecationWarning)
         from typer.testing import CliRunner
 
         from rung.cli.main import app
-    return CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(app, arguments, input=text)
 
 
 def test_init_writes_a_task_that_check_accepts(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def _json_row(text: str, columns: Sequence[str]) -> dict[str, Any]:
 def chat(artifact: options.ArtifactOrTask, offline: options.Offline = False) -> None:
     """Talk to an artifact, line by line; chat tasks remember the conversation."""
     loaded = options.artifact_or_asking(artifact)
-    loaded.open()
+    if loaded.decoder.uses_llm:
+        loaded.open(options.progress(quiet=False))
     columns = loaded.signature.inputs
     render.note("An empty line or Ctrl-D ends the conversation.")
     turns: list[dict[str, str]] = []

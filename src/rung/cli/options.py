@@ -32,7 +32,7 @@ ArtifactFolder = Annotated[
 ]  # fmt: skip
 ArtifactOrTask = Annotated[
     Path, Argument(
-        help="An artifact's folder, the run folder of a climb, or a task file with documents and no rows.",
+        help="An artifact's folder, the run folder of a climb, a folder of documents, or a task file without rows.",
         metavar="ARTIFACT", callback=lambda folder: _artifact_folder(folder),
     ),
 ]  # fmt: skip
@@ -49,6 +49,13 @@ RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-se
 Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]
 RunFolders = Annotated[Path, Option("--out", help="Folder for run folders.")]
 RUN_FOLDERS = Path("runs")
+NO_DOCUMENTS = (
+    "artifact.json",
+    "manifest.json",
+    "climb.json",
+    "config.json",
+    "adapter_config.json",
+)  # of what Rung runs
 StorePlace = Annotated[
     str, Option("--store", envvar="RUNG_STORE", help="The store: an SQLite file, or a URL.", metavar="PLACE")
 ]
@@ -140,13 +147,44 @@ def is_task_file(path: Path) -> bool:
     return path.suffix.lower() in (".yaml", ".yml") and path.is_file()
 
 
+def is_asked(path: Path) -> bool:
+    """Say whether a path holds documents to ask, not an artifact: a task file, or a folder of documents."""
+    from rung.data.guess import documents_in
+
+    if is_task_file(path) or not path.is_dir():
+        return is_task_file(path)
+    return not any((path / name).exists() for name in NO_DOCUMENTS) and any(documents_in(path))
+
+
 def artifact_or_asking(path: Path) -> Artifact:
-    """Load an artifact, or make the one that asks the documents of a task file without rows."""
-    if not is_task_file(path):
+    """Load an artifact, or make the one that asks the documents of a folder, or of a task file without rows."""
+    if not is_asked(path):
         return load_artifact(path)
+    from rung.cli import render
+    from rung.machine import this_machine
+    from rung.models.embedded import proposed
     from rung.rungs.retrieval import asking
 
-    return asking(load_task(path), progress=progress(quiet=False))
+    task = load_task(path) if is_task_file(path) else _task_on(path)
+    artifact = asking(task, progress=progress(quiet=False))
+    if not artifact.decoder.uses_llm:
+        made = f"`model: MODEL` in {path}" if is_task_file(path) else f"rung init {path} --model MODEL"
+        larger, _ = proposed(this_machine())
+        example = "" if larger.alias else f", such as {larger.reference}"
+        render.note(f"answers quote the documents; {made} lets a model write them{example}")
+    return artifact
+
+
+def _task_on(folder: Path) -> Task:
+    """The task that `rung init FOLDER` would write."""
+    from rung.data.guess import documents_guess
+    from rung.task import Task
+
+    guess = documents_guess(folder)
+    return Task(
+        name=guess.name, instruction=guess.instruction, inputs=list(guess.inputs),
+        output={"kind": guess.kind, **guess.output}, corpus={"files": str(folder)}, overflow="shorten_passages",
+    )  # fmt: skip
 
 
 def open_store(location: str, *, must_exist: bool = True, redacting: bool = False) -> FeedbackStore:

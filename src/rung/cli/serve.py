@@ -165,7 +165,7 @@ def _load(
             continue
         named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)
-        if not options.is_task_file(Path(folder)):
+        if not options.is_asked(Path(folder)):
             options.consent_to(permits_of(Path(folder)), Path(folder))
             served.load(Path(folder), name, progress=progress)
             continue

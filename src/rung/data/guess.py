@@ -559,7 +559,7 @@ def _table_in(folder: Path) -> Path | None:
     train = [path for path in tables if name_parts(path)[0].lower() in ("train", "training")]
     if train:
         return train[0]
-    if any(_documents_in(folder)):
+    if any(documents_in(folder)):
         return None
     if len(tables) == 1:
         return tables[0]
@@ -570,17 +570,23 @@ def _table_in(folder: Path) -> Path | None:
     raise DataError("unreadable-file", f"{folder} has several tables: {names}", hint=f"name one: rung init {tables[0]}")
 
 
-def _documents_in(folder: Path) -> Iterator[Path]:
+def documents_in(folder: Path) -> Iterator[Path]:
+    """The documents of a folder and its subfolders."""
     return (path for path in folder.rglob("*") if path.suffix.lower() in DOCUMENTS and path.is_file())
+
+
+def documents_guess(folder: Path) -> Guess:
+    """A task that answers questions from the documents of a folder, without rows."""
+    count = sum(1 for _ in documents_in(folder))
+    return Guess(
+        _name(folder), "text", ("question",), {"column": "answer"}, f"{folder} holds {count:,} documents",
+        corpus=folder, instruction="Answer the question from the documents.",
+    )  # fmt: skip
 
 
 def _documents(folder: Path, how: FileFormat) -> Guess:
     """A task that answers questions from the documents of a folder; a table with questions in it has the rows."""
-    count = sum(1 for _ in _documents_in(folder))
-    guess = Guess(
-        _name(folder), "text", ("question",), {"column": "answer"}, f"{folder} holds {count:,} documents",
-        corpus=folder, instruction="Answer the question from the documents.",
-    )  # fmt: skip
+    guess = documents_guess(folder)
     for path in sorted(folder.iterdir()):
         if kind_of(path) in READERS and path.is_file():
             table = Table(path, how)

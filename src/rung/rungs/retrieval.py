@@ -26,6 +26,7 @@ from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
+from rung.models import embedded
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
@@ -129,9 +130,11 @@ class Retrieval(Rung):
 
 
 def asking(task: Task, *, progress: Progress = QUIET) -> Artifact:
-    """Make the artifact that answers questions from a task's documents without any rows: zero-shot with a retriever.
+    """Make the artifact that answers questions from a task's documents without any rows.
 
-    Nothing is chosen on rows. With the built-in encoder, it refuses what is clearly not in the documents.
+    Nothing is chosen on rows. The smallest built-in model makes little use of passages, so with it the answers quote
+    sentences; any other model writes them from the passages that it is shown. With the built-in encoder, the artifact
+    refuses what is clearly not in the documents.
 
     Raises:
         ConfigError: the task has rows, which a climb measures first, or no documents.
@@ -140,7 +143,9 @@ def asking(task: Task, *, progress: Progress = QUIET) -> Artifact:
         hint = "measure first: `rung climb TASK`, then name the artifact that it recommends"
         raise ConfigError("wrong-folder", f"the task {task.name} has rows, and an artifact is expected", hint=hint)
     data = Data((), (), (), (), DataReport(), "", task.folder)
-    return Retrieval(task, order=DEFAULT_ORDER).fit(Artifact.zero_shot(task), data, progress=progress)
+    plain, selection = Artifact.zero_shot(task), SentenceSelection(task)
+    quotes = embedded.find(task.model) is embedded.LANGUAGE_MODEL and selection.suits(plain, data).applies
+    return (selection if quotes else Retrieval(task, order=DEFAULT_ORDER)).fit(plain, data, progress=progress)
 
 
 def _has_corpus(task: Task | None) -> Applicability:
