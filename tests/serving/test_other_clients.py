@@ -1,4 +1,8 @@
-"""Clients that no environment of ours holds: each is installed for its test alone, and answers are the engine's."""
+"""Clients that no environment of ours holds: each is installed for its test alone, and answers are the engine's.
+
+Open WebUI is too large to install; its requests are written down from its source (backend/open_webui:
+routers/openai.py, routers/tasks.py, utils/payload.py, retrieval/utils.py).
+"""
 
 import json
 import shutil
@@ -6,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from running_server import BASE
@@ -87,3 +92,55 @@ def test_openai_for_javascript(server, wanted, tmp_path):
     np.testing.assert_allclose(seen["packed"], seen["vectors"], atol=1e-6)
     assert isinstance(seen["response"], str)
     assert BASE in seen["models"]
+
+
+WEBUI = {
+    "Authorization": "Bearer",  # where no key is given
+    "X-OpenWebUI-User-Name": "Anna%20B", "X-OpenWebUI-User-Id": "7", "X-OpenWebUI-User-Email": "a@example.org",
+    "X-OpenWebUI-User-Role": "user", "X-OpenWebUI-Chat-Id": "c1",
+}  # fmt: skip
+TITLE = "### Task:\nGenerate a concise, 3-5 word title.\n<chat_history>\nUSER: Where is my card?\n</chat_history>"
+
+
+def test_open_webui_s_requests(server, wanted):
+    answer, vectors = wanted
+
+    def post(path, **body):
+        given = httpx.post(f"{server.url}/v1{path}", json={"model": BASE, **body}, headers=WEBUI, timeout=60)
+        assert given.status_code == 200, given.text
+        return given
+
+    listed = httpx.get(f"{server.url}/v1/models", headers=WEBUI).json()["data"]
+    assert BASE in [model["id"] for model in listed]
+    # a chat, with all settings that a person can make for a model
+    settings = {
+        "temperature": 0.0,
+        "top_p": 0.9,
+        "max_tokens": 8,
+        "frequency_penalty": 0.0,
+        "seed": 1,
+        "stop": ["\x00"],
+    }
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    lines = post("/chat/completions", messages=TALK, **settings, **options).text.split("\n\n")
+    assert lines[-2] == "data: [DONE]"
+    pieces = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert "".join(one["choices"][0]["delta"].get("content") or "" for one in pieces if one["choices"]) == answer.text
+    assert pieces[-1]["usage"]["completion_tokens"] == answer.completion_tokens
+    # the tasks beside a chat: titles, tags, queries
+    task = {"messages": [{"role": "user", "content": TITLE}], "stream": False, "max_completion_tokens": 10}
+    assert post("/chat/completions", **task).json()["choices"][0]["message"]["content"]
+    # tools: the call goes back with its result, beside the last message a mark for caches
+    calls = [{"index": 0, "id": "c", "type": "function", "function": {"name": "card", "arguments": "{}"}}]
+    used = [
+        *TALK, {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c", "content": "found"},
+        {"role": "user", "content": [{"type": "text", "text": "So?", "cache_control": {"type": "ephemeral"}}]},
+    ]  # fmt: skip
+    tool = {"type": "function", "function": {"name": "card", "parameters": {"type": "object", "properties": {}}}}
+    assert post("/chat/completions", messages=used, tools=[tool], max_tokens=4, stream=True).text.endswith("[DONE]\n\n")
+    # an artifact gets the whole conversation, and answers the last message
+    talk = post("/chat/completions", model="notes", messages=TALK, stream=False).json()
+    assert talk["rung"]["left_out"] == {"system": 1, "user": 1, "assistant": 1}
+    rows = post("/embeddings", input=["one", "two"]).json()["data"]
+    np.testing.assert_allclose([row["embedding"] for row in rows], vectors, atol=1e-6)

@@ -1,4 +1,4 @@
-"""LlamaIndex's client for servers that speak OpenAI's protocol: argument 1 is the address, 2 the model, 3 the encoder."""
+"""LlamaIndex's client for servers like OpenAI's: argument 1 is the address, 2 the model, 3 the encoder."""
 
 import json
 import sys
