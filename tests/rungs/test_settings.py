@@ -7,6 +7,8 @@ import pytest
 
 from rung import rungs
 from rung.climbing.check import validate_task
+from rung.climbing.options import ClimbOptions
+from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.rungs import Ensemble, Features, FewShot, LoRA, Retrieval, build, get, names, registered
 from rung.rungs.base import settable
@@ -46,6 +48,51 @@ def test_wrong_settings_are_errors_that_point_into_the_file(small_task_file, tmp
     assert caught.value.code == code
     assert message in caught.value.render()
     assert ".yaml:6:" in caught.value.render()
+
+
+def test_several_values_of_a_setting_make_a_rung_of_each(small_task_file, tmp_path, tiny_encoder):
+    several = (
+        f"rungs: {{features: {{encoder: [embedded-encoder, {tiny_encoder}]}}, lora: {{rank: [8, 64], epochs: 1}}}}\n"
+    )
+    task = loaded(small_task_file, tmp_path, several)
+    made = build(("lora", "features"), task, 3)
+    assert [rung.name for rung in made] == ["features", "features-encoder-tiny-bert", "lora", "lora-rank-64"]
+    assert [one.encoder for one in made[:2]] == ["embedded-encoder", str(tiny_encoder)]
+    assert [(one.rank, one.epochs, one.seed, one.family) for one in made[2:]] == [
+        (rank, 1, 3, "parameter-efficient") for rank in (8, 64)
+    ]
+    assert replace(made[1], seed=5).name == "features-encoder-tiny-bert"
+    (alone,) = build(("lora-rank-64",), task, 0)
+    assert (alone.name, alone.variant_of, alone.rank) == ("lora-rank-64", "lora", 64)
+    with pytest.raises(ConfigError, match="lora-rank-32"):
+        build(("lora-rank-32",), task, 0)
+    # a setting that takes several values keeps them
+    modules = loaded(small_task_file, tmp_path, "rungs: {lora: {target_modules: [q_proj, v_proj]}}\n")
+    assert [one.target_modules for one in build(("lora",), modules, 0)] == [("q_proj", "v_proj")]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("rank: []", "make no rungs"),
+        (f"rank: {[*range(1, 18)]}", "from 1 to 16"),
+        ("rank: [8, eight]", "lora.rank: 'eight'"),
+        ("rank: [8, 4, 4]", "'lora-rank-4'"),
+    ],
+)
+def test_values_that_make_no_rungs_are_errors(small_task_file, tmp_path, values, message):
+    with pytest.raises(ConfigError, match=message):
+        loaded(small_task_file, tmp_path, f"rungs: {{lora: {{{values}}}}}\n")
+
+
+def test_a_climb_measures_encoders_side_by_side(small_task_file, tmp_path, tiny_encoder):
+    task = loaded(small_task_file, tmp_path, f"rungs: {{features: {{encoder: [embedded-encoder, {tiny_encoder}]}}}}\n")
+    found = climb(task, options=ClimbOptions(rungs=("features",), out=tmp_path))
+    arms = {arm.name: arm for arm in found.result.rungs}
+    other = arms["features-encoder-tiny-bert"]
+    assert arms["features"].score > (other.score or 0)  # its weights are random
+    assert found.result.recommended == "features"
+    assert found.artifact("features-encoder-tiny-bert").decoder.encoder == str(tiny_encoder)
 
 
 def test_every_rung_can_be_built_and_names_its_settings(task):

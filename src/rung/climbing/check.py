@@ -29,7 +29,7 @@ from rung.models.checkpoint import verify
 from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.rungs import build, get
+from rung.rungs import build
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
@@ -86,7 +86,7 @@ def validate_task(task: Task) -> None:
         for number, name in enumerate(chosen or ()):
             if name != "zero-shot":  # which is always there
                 with task.located("constraints", key, number):
-                    get(name, task)
+                    build((name,), task, 0)
     for name, settings in task.rungs.items():
         try:
             build((name,), task, 0)

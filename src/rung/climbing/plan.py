@@ -31,14 +31,14 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     validate_task(task)
     data, machine = task.read(), this_machine()
     validate_references(task, data)
-    models, names = other_models(task), chosen_rungs(task, options)
+    models, rungs = other_models(task), build(chosen_rungs(task, options), task, options.seed)
     worth = Worth(task.output.kind)
     worth.learn_from_runs(options.out)
     store = RunStore(options.out / f".{task.name}.plan", Budget(QUIET))  # nothing is written there
     state = ClimbState(
-        task, data, options, (*models, *build(names, task, options.seed)), (), machine, store, store.budget, worth,
+        task, data, options, (*models, *rungs), (), machine, store, store.budget, worth,
         Paces(expected_speedup(task.model, options.engine)),
-        frozenset(names if named_rungs(task, options) else ()),
+        frozenset(rung.name for rung in rungs if named_rungs(task, options)),
     )  # fmt: skip
     zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     state.add_base(zero, "prompting")

@@ -63,7 +63,8 @@ def _of_folder(folder: Path) -> Iterator[Permit]:
 
 
 def _of_task(task: Task) -> Iterator[Permit]:
-    settings = [value for rung in task.rungs.values() for value in rung.values()]
+    given = [value for rung in task.rungs.values() for value in rung.values()]
+    settings = [one for value in given for one in (value if isinstance(value, list) else [value])]
     yield from _endpoints([*task.models, task.metric_settings.get("model"), *settings])
     yield from metric_permits(task.metric_name, task.folder, task.metric_settings)
     functions = [tool for tool in task.tools if isinstance(tool, str)]

@@ -90,12 +90,15 @@ class Worth:
     kind: str
     experience: list[Experience] = field(default_factory=list)
 
-    def share(self, name: str, family: str, depth: int = 1, *, closed_book: bool = False) -> Belief:
+    def share(
+        self, name: str, family: str, depth: int = 1, *, closed_book: bool = False, variant_of: str = ""
+    ) -> Belief:
         """The share of its base's gap that a rung is expected to close, as the `depth`-th above zero-shot.
 
-        `closed_book` says that the task has documents and neither the rung nor its base reads them.
+        A variant of a rung is expected to do what that rung does. `closed_book` says that the task has documents and
+        neither the rung nor its base reads them.
         """
-        known = _learnt().get(self.kind, {}).get(name)
+        known = _learnt().get(self.kind, {}).get(variant_of or name)
         guess = ASSUMED.get(family, (UNKNOWN, UNKNOWN))[self.kind not in LABELLED]
         belief = Belief(*(known or guess))
         if closed_book:
@@ -111,7 +114,7 @@ class Worth:
         self, rung: Rung, depth: int, base: Belief, leader: Belief, margin: float, *, closed_book: bool = False
     ) -> Promise:
         """What is expected of a rung on top of a base with this score, against a leader with that."""
-        share = self.share(rung.name, rung.family, depth, closed_book=closed_book)
+        share = self.share(rung.name, rung.family, depth, closed_book=closed_book, variant_of=rung.variant_of)
         gap = max(0.0, 1 - base.mean)
         mean = base.mean + share.mean * gap
         noise = PAIRED * math.hypot((1 - share.mean) * base.sd, leader.sd)

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from rung.errors import ConfigError
-from rung.rungs.base import REGISTERED, Applicability, Cost, Registration, Rung, rung, with_settings
+from rung.rungs.base import REGISTERED, Applicability, Cost, Registration, Rung, rung, variants, with_settings
 from rung.task import Task
 
 __all__ = [
@@ -64,12 +64,24 @@ def default_names(task: Task | None = None) -> tuple[str, ...]:
 def build(chosen: Iterable[str], task: Task, seed: int) -> tuple[Rung, ...]:
     """Make the chosen rungs in the order of the ramp, with the task's settings for them.
 
+    Where the task gives a setting several values, a name stands for all of the rungs that they make; see
+    `base.variants`. The name of one of these rungs stands for that rung.
+
     Raises:
         ConfigError: a name or a setting is unknown, or a setting has a bad value.
     """
-    ranks = {name: rank for rank, name in enumerate(names())}
-    wanted = sorted({_known(name) for name in chosen}, key=ranks.__getitem__)
-    return tuple(with_settings(REGISTERED[name].make(task, seed), task.rungs.get(name, {})) for name in wanted)
+    wanted: dict[str, set[str]] = {}  # registered names, and the variants that were named
+    for name in chosen:
+        plain = name if name in names() else next((own for own in task.rungs if name.startswith(f"{own}-")), name)
+        wanted.setdefault(_known(plain), set()).add(name)
+    made: list[Rung] = []
+    for plain in sorted(wanted, key=names().index):
+        found = variants(REGISTERED[plain].make(task, seed), task.rungs.get(plain, {}))
+        picked = found if plain in wanted[plain] else [one for one in found if one.name in wanted[plain]]
+        if unknown := wanted[plain] - {plain} - {one.name for one in found}:
+            _known(min(unknown))
+        made += picked
+    return tuple(made)
 
 
 def get(name: str, task: Task | None = None, seed: int = 0, **settings: Any) -> Rung:

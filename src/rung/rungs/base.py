@@ -12,11 +12,13 @@ Other packages add rungs through the entry-point group `rung.rungs`.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, wraps
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from itertools import islice, product
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -137,6 +139,7 @@ class Rung(ABC):
     reads_corpus: ClassVar[bool] = False  # whether its artifacts look answers up in the task's documents
     opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
     with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences
+    variant_of: ClassVar[str] = ""  # the name of the rung that this is with another setting; see `variants`
     learns: ClassVar[bool] = True  # whether `fit` reads the rows of the task; if not, one artifact serves all folds
 
     @property
@@ -288,6 +291,7 @@ def _home(rung_type: type[Rung]) -> str:
 # Settings.
 
 
+MOST_VARIANTS = 16  # of a rung in one task
 FROM_TASK = {"seed", "task", "system_prompts"}  # fields that `--seed` and the rest of the task file give
 
 
@@ -308,9 +312,61 @@ def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:
     return replace(rung, **values) if values else rung  # type: ignore[type-var]
 
 
+def variants(rung: Rung, values: Mapping[str, Any]) -> tuple[Rung, ...]:
+    """Make a rung for every value of a setting that has several: `{encoder: [embedded-encoder, my/encoder]}`.
+
+    The first values make the rung of the plain name. The others are named after the setting and the value:
+    `features-encoder-my-encoder`. A climb measures each as a rung of its own.
+
+    Raises:
+        ConfigError: as `with_settings`; two values have the same short name, or there are more than MOST_VARIANTS.
+    """
+    several = {key: value for key, value in values.items() if isinstance(value, list) and _takes_one(rung, key)}
+    if not several:
+        return (with_settings(rung, values),)
+    choices = list(islice(product(*several.values()), MOST_VARIANTS + 1))
+    if not 0 < len(choices) <= MOST_VARIANTS:
+        given = ", ".join(f"{key}: {len(value)} values" for key, value in several.items())
+        problem = f"{rung.name}: {given} make {'too many' if choices else 'no'} rungs; from 1 to {MOST_VARIANTS} can be"
+        hint = f"leave some out; `rung tune {rung.name}` searches many values of a setting"
+        raise ConfigError("bad-setting", f"{problem} measured", hint=hint)
+    made: dict[str, Rung] = {}
+    for choice in choices:
+        chosen = dict(zip(several, choice, strict=True))
+        parts = (f"{key}-{_slug(value)}" for key, value in chosen.items() if value != several[key][0])
+        name = "-".join((rung.name, *parts))
+        if name in made:
+            raise ConfigError("bad-setting", f"{rung.name}: two values make a rung called {name!r}", hint="rename one")
+        made[name] = _named(with_settings(rung, {**values, **chosen}), name)
+    return tuple(made.values())
+
+
+def _takes_one(rung: Rung, key: str) -> bool:
+    """Whether a setting takes a single value."""
+
+    def is_sequence(kind: Any) -> bool:
+        return get_origin(kind) in (tuple, list, Sequence) or any(map(is_sequence, get_args(kind)))
+
+    return key in settable(rung) and not is_sequence(get_type_hints(type(rung))[key])
+
+
+def _slug(value: Any) -> str:
+    """The last part of a reference or another value, as a valid folder name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", str(value).rstrip("/").rpartition("/")[2].lower()).strip("-.") or "none"
+
+
+def _named(rung: Rung, name: str) -> Rung:
+    """The same rung under another name."""
+    if name == rung.name:
+        return rung
+    kind = type(type(rung).__name__, (type(rung),), {"name": name, "variant_of": rung.name, "__doc__": rung.__doc__})
+    made: Rung = kind(**{each.name: getattr(rung, each.name) for each in fields(rung) if each.init})  # type: ignore[arg-type]
+    return made
+
+
 def settable(rung: Rung) -> tuple[str, ...]:
     """Name the settings that a task file may give the rung."""
-    registered = REGISTERED.get(rung.name)
+    registered = REGISTERED.get(rung.variant_of or rung.name)
     fixed = FROM_TASK | set(registered.preset if registered else ())
     return tuple(each.name for each in fields(rung) if each.init and each.name not in fixed)  # type: ignore[arg-type]
 
