@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := 0.13.9
-EXTRAS := local,rag,serve,postgres,tools,gepa,excel
+EXTRAS := local,rag,serve,postgres,tools,gepa,excel,cluster
 INFERENCE := startup embedding label_scoring generation gpu_generation
 TUNING := tuning tuning_prefix head_only
 
