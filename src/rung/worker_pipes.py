@@ -41,11 +41,15 @@ class WorkerTimeoutError(WorkerError):
 
 
 class WorkerProcess:
-    """`python -m MODULE`, which calls `serve`, as a child process. One thread at a time may call it."""
+    """`python -m MODULE`, which calls `serve`, as a child process. One thread at a time may call it.
 
-    def __init__(self, module: str) -> None:
+    `environment` is added to that of this process.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=None if environment is None else {**os.environ, **environment},
             start_new_session=True,  # so that it can be killed with every process that it starts
         )  # fmt: skip
         self._unread = b""

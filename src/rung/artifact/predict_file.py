@@ -11,7 +11,8 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -46,6 +47,7 @@ class Predicted:
         dropped_demonstrations, dropped_passages: how many were left out in total.
         shortened_passages: how many passages were cut in total.
         truncated_rows: answered rows whose input was cut.
+        error_rows: rows that could not be answered; each has its `error` (see `rung.cluster.parts`).
         format: what is unusual about the format of the rows' file.
         columns: the columns of the answered rows.
     """
@@ -57,6 +59,7 @@ class Predicted:
     dropped_passages: int = 0
     shortened_passages: int = 0
     truncated_rows: int = 0
+    error_rows: int = 0
     format: str = field(default="", compare=False)
     columns: AnswerColumns = field(default_factory=lambda: AnswerColumns(), compare=False)
 
@@ -71,6 +74,8 @@ class Predicted:
             if self.truncated_rows:
                 what = f"the inputs of {self.truncated_rows} were cut"
             text += f"; {self.overflow_rows} prompts were longer than the model reads: {what}"
+        if self.error_rows:
+            text += f"; {self.error_rows} rows could not be answered: their column `error` says why"
         return text
 
 
@@ -104,13 +109,16 @@ class AnswerColumns:
 
     def values(self, artifact: Artifact, record: Record, answer: Answer) -> dict[str, Any]:
         """An answered row as JSON values, the user's columns first."""
-        answered = answer_values(artifact, answer)
-        if self.top_k:
-            answered["top"] = _top(artifact, answer, self.top_k)
-        return {
-            self.name("row"): record.source, **self.kept_values(record),
-            **{self.name(name): value for name, value in answered.items()},
-        }  # fmt: skip
+        return self.joined(record.source, self.kept_values(record), self.answered(artifact, answer))
+
+    def answered(self, artifact: Artifact, answer: Answer) -> dict[str, Any]:
+        """The columns of an answer."""
+        values = answer_values(artifact, answer)
+        return values | {"top": _top(artifact, answer, self.top_k)} if self.top_k else values
+
+    def joined(self, source: str, kept: Mapping[str, Any], answered: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of the user's row, and those of its answer under names that the row does not have."""
+        return {self.name("row"): source, **kept, **{self.name(name): value for name, value in answered.items()}}
 
 
 def _top(artifact: Artifact, answer: Answer, k: int) -> list[dict[str, Any]]:
@@ -207,28 +215,16 @@ def predict_file(
         ConfigError: `out` exists and `resume` is not given, belongs to other rows, another artifact or other columns,
             or another process writes it; or `top_k` is asked of an artifact without probabilities.
     """
-    form = detected(data, form or FileFormat())
-    names = _union(read_rows(data, form)) if keep != "none" else {}
-    columns = AnswerColumns(kept_columns(keep, names, str(data)), top_k)
-    total = 0
-    for total, record in enumerate(read_rows(data, form), start=1):  # noqa: B007
-        read_inputs(record.values, artifact.signature.inputs, artifact.signature.kind, record.source)
-        columns.kept_values(record)
-    rows = partial(read_rows, data, form)
+    asked = ask(artifact, data, form, keep=keep, top_k=top_k)
+    rows, columns, total, form = asked.rows, asked.columns, asked.total, asked.form
     if out is None:
         lines: IO[str] = _JsonList(sys.stdout) if as_list else sys.stdout  # type: ignore[assignment]
         done = _answer_rows(artifact, rows, columns, lines, 0, total, progress)
         if isinstance(lines, _JsonList):
             lines.close()
         return replace(done, format=form.describe(), columns=columns)
-    origin = {
-        "data_sha256": file_sha256(data),
-        "artifact": fingerprint,
-        "columns": asdict(columns),
-        "form": asdict(form),
-    }
-    _check_origin(out, origin, resume=resume)
-    with _locked(out) as target:
+    check_origin(out, origin_file(out), asked.origin(data, fingerprint), resume=resume)
+    with only_writer(out) as target:
         before = _whole_lines(target)
         if before > total:
             raise ConfigError(
@@ -237,6 +233,35 @@ def predict_file(
             )  # fmt: skip
         done = _answer_rows(artifact, rows, columns, target, before, total, progress)
     return replace(done, format=form.describe(), columns=columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The rows of a file that are to be answered, checked: how many, how they are written, what is kept of them."""
+
+    rows: Callable[[], Iterator[Record]]
+    columns: AnswerColumns
+    total: int
+    form: FileFormat
+
+    def origin(self, data: Path, fingerprint: str) -> dict[str, Any]:
+        """What a resumed run must have in common with the first one, as JSON values."""
+        values = {"columns": asdict(self.columns), "form": asdict(self.form)}
+        origin = {"data_sha256": file_sha256(data), "artifact": fingerprint, **values}
+        same: dict[str, Any] = json.loads(json.dumps(origin))
+        return same
+
+
+def ask(artifact: Artifact, data: Path, form: FileFormat | None, *, keep: str, top_k: int) -> Asked:
+    """Read a file once; see `predict_file` for the arguments and errors."""
+    form = detected(data, form or FileFormat())
+    names = _union(read_rows(data, form)) if keep != "none" else {}
+    columns = AnswerColumns(kept_columns(keep, names, str(data)), top_k)
+    total = 0
+    for total, record in enumerate(read_rows(data, form), start=1):  # noqa: B007
+        read_inputs(record.values, artifact.signature.inputs, artifact.signature.kind, record.source)
+        columns.kept_values(record)
+    return Asked(partial(read_rows, data, form), columns, total, form)
 
 
 class _JsonList:
@@ -263,21 +288,25 @@ def _answer_rows(
 ) -> Predicted:  # fmt: skip
     skip = done % BATCH  # an interrupted batch is answered again whole, since its rows affect each other's last digits
     rows = islice(read(), done - skip, None)
-    overflow_rows = demonstrations = passages = shortened = truncated = answered = 0
+    answered, counts = 0, Counter[str]()
     progress.start("answering", total - done)
     while done < total and (batch := list(islice(rows, BATCH))):
         for answer in _write(artifact, batch, columns, target, skip):
-            demonstrations += answer.dropped_demonstrations
-            passages += answer.dropped_passages
-            shortened += answer.shortened_passages
-            truncated += bool(answer.truncated_characters)
-            passages_changed = answer.dropped_passages or answer.shortened_passages
-            overflow_rows += bool(answer.dropped_demonstrations or passages_changed or answer.truncated_characters)
+            counts.update(overflows(answer))
         answered += len(batch) - skip
         progress.advance(len(batch) - skip)
         skip = 0
     progress.finish()
-    return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened, truncated)
+    return Predicted(total, answered, **dict[str, Any](counts))
+
+
+def overflows(answer: Answer) -> dict[str, int]:
+    """What was left out of the prompt of an answer, as `Predicted` counts it."""
+    left_out = {
+        "dropped_demonstrations": answer.dropped_demonstrations, "dropped_passages": answer.dropped_passages,
+        "shortened_passages": answer.shortened_passages, "truncated_rows": int(bool(answer.truncated_characters)),
+    }  # fmt: skip
+    return {"overflow_rows": int(any(left_out.values())), **left_out}
 
 
 def _write(
@@ -329,9 +358,8 @@ def origin_file(out: Path) -> Path:
     return out.with_name(out.name + ".origin.json")
 
 
-def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
-    """Compare with the run that wrote `out`, or record the origin of a new run."""
-    file = origin_file(out)
+def check_origin(out: Path, file: Path, origin: dict[str, Any], *, resume: bool) -> None:
+    """Compare the origin in `file` with that of the run that wrote `out`, or record that of a new run."""
     if not out.exists():
         write_atomically(file, json.dumps(origin, indent=1))
         return
@@ -342,12 +370,12 @@ def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
             "resume-mismatch", f"{out} cannot be resumed: {file.name} is missing",
             hint="choose another --out, or remove it first",
         )  # fmt: skip
-    before, now = read_object(file), json.loads(json.dumps(origin))
+    before = read_object(file)
     for key, what in (
         ("data_sha256", "the rows"), ("artifact", "the artifact"), ("columns", "--keep or --top-k"),
         ("form", "--encoding or --separator"),
     ):  # fmt: skip
-        if before.get(key) != now[key]:
+        if before.get(key) != origin[key]:
             raise ConfigError(
                 "resume-mismatch", f"{out} was started with other contents of {what}",
                 hint="resume with the same files, or choose another --out",
@@ -355,7 +383,7 @@ def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[IO[str]]:
+def only_writer(out: Path) -> Iterator[IO[str]]:
     """Open `out` for one process only, since two would mix their lines."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a+", encoding="utf-8", opener=_private) as target:

@@ -189,6 +189,7 @@ class ApiBudget:
     """
 
     _all: ClassVar[list[ApiBudget]] = []
+    _elsewhere: ClassVar[list[Spent]] = []
 
     def __init__(self, options: ApiOptions) -> None:
         self.options = options
@@ -199,8 +200,13 @@ class ApiBudget:
 
     @classmethod
     def process(cls) -> Spent:
-        """What this process used at all endpoints so far."""
-        return Spent.total([budget.spent for budget in cls._all])
+        """What this process used at all endpoints so far, and the worker processes that it has heard of."""
+        return Spent.total([*(budget.spent for budget in cls._all), *cls._elsewhere])
+
+    @classmethod
+    def add(cls, spent: Spent) -> None:
+        """Count what a worker process used."""
+        cls._elsewhere[:] = [Spent.total([*cls._elsewhere, spent])]
 
     @property
     def spent(self) -> Spent:

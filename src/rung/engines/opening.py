@@ -329,14 +329,14 @@ def _difference(fast: Engine, reference: Engine, progress: Progress) -> tuple[fl
 
 
 def _folder(files: ModelFiles) -> Path:
-    return cache_dir() / "engine-choice" / f"{files.fingerprint}-{_machine()}"
+    return cache_dir() / "engine-choice" / f"{files.fingerprint}-{machine_id()}"
 
 
 def _read(folder: Path) -> Choice:
     return Choice(**json.loads((folder / "choice.json").read_text("utf-8")))
 
 
-def _machine() -> str:
+def machine_id() -> str:
     """A short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")
