@@ -17,6 +17,7 @@ from rung.errors import ConfigError
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
+    from rung.cluster.executor import Executor
 
 PROMPT_FORMS = ("messages", "text", "openai")
 
@@ -145,6 +146,7 @@ def predict(
     encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
     sheet: options.Sheet = None,
     resume: Annotated[bool, Option("--resume", help="Continue after the rows that --out already holds.")] = False,
+    workers: options.Workers = None, on: options.On = None, jobs: options.Jobs = None,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Answer every row of a file and write the rows with their answers, in their order; memory stays flat."""
@@ -161,10 +163,18 @@ def predict(
         raise ConfigError("file-exists", f"{table} exists", hint=hint)
     lines, progress = out if table is None else lines_file(table), options.progress(quiet)
     form = options.file_format(encoding, separator, quoting, sheet)
-    done = predict_file(
-        loaded, data, lines, fingerprint=fingerprint(artifact), form=form, keep=keep, top_k=top_k,
-        as_list=json, resume=resume, progress=progress,
-    )  # fmt: skip
+    if (executor := _executor(workers, on, jobs, lines)) is None or lines is None:
+        done = predict_file(
+            loaded, data, lines, fingerprint=fingerprint(artifact), form=form, keep=keep, top_k=top_k,
+            as_list=json, resume=resume, progress=progress,
+        )  # fmt: skip
+    else:
+        from rung.cluster.parts import predict_in_parts
+
+        done = predict_in_parts(
+            loaded, artifact, data, lines, executor, fingerprint=fingerprint(artifact), form=form, keep=keep,
+            top_k=top_k, resume=resume, jobs=jobs or "", progress=progress,
+        )  # fmt: skip
     if table is not None and lines is not None:
         write_table(
             lines, table, kept=done.columns.kept, name=done.columns.name, records=loaded.signature.kind == "json",
@@ -182,6 +192,18 @@ def predict(
         render.print_json({**counts, "out": str(out), "format": done.format, "answer_column": name})
     elif out is not None or done.overflow_rows:
         render.note(f"{done}{'' if out is None else f': {out}'}")
+
+
+def _executor(workers: str | None, on: str | None, jobs: str | None, out: Path | None) -> Executor | None:
+    """What answers in parts; None for this process alone."""
+    if (workers or on) and out is None:
+        raise ConfigError("bad-option", "--workers and --on need --out", hint="name a file: --out answers.jsonl")
+    executor = options.executor(workers, on, jobs)
+    parts = None if out is None else out.with_name(out.name + ".parts")
+    if executor is None and parts is not None and parts.exists():
+        hint = "go on with --resume --workers 1, or more workers; or remove it"
+        raise ConfigError("file-exists", f"{parts} holds answers of an earlier run in parts", hint=hint)
+    return executor
 
 
 def show(

@@ -276,3 +276,13 @@ def tune(
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")
         raise typer.Exit(130) from None
     render.result(json, search.as_dict(), lambda: render.tuning(search))
+
+
+def worker(
+    job: Annotated[str, Argument(help="The file or URI of the job.", metavar="JOB")], json: options.Json = False,
+) -> None:  # fmt: skip
+    """Run one job of `--on`, as its command does on another machine; one that is done is not run again."""
+    from rung.cluster.worker import run_job
+
+    manifest = run_job(job)
+    render.result(json, {"manifest": manifest}, manifest)

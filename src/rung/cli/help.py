@@ -48,6 +48,7 @@ GROUPS = {
         "cluster": "group the texts of a table by meaning",
         "models": "list, download and search base models",
         "cache": "show or clear the remembered answers",
+        "worker": "run one job of a cluster",
         "trust": "show what others' files would run, and allow it",
         "schema": "print the JSON Schema of task files",
     },
@@ -67,7 +68,10 @@ EXAMPLES = {
     "tune": "rung tune task.yaml --rung lora --budget 30m",
     "run": 'rung run runs/tickets "The printer is on fire"',
     "chat": "rung chat runs/support",
-    "predict": "rung predict runs/tickets new.csv --out answers.csv",
+    "predict": (
+        "rung predict runs/tickets new.csv --out answers.csv\n"
+        "rung predict runs/tickets new.csv --out answers.jsonl --workers auto"
+    ),
     "serve": "rung serve runs/tickets --port 8000",
     "show": "rung show runs/tickets --prompt --row 1 --data test.csv",
     "export": "rung export runs/tickets --to vllm --out served",

@@ -30,7 +30,7 @@ for command in (  # in the order of `rung --help`
     climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
     artifacts.merge, artifacts.export, artifacts.push, feedback.improve, feedback.promote, feedback.rollback,
-    climb.judge, tasks.cluster, models.doctor, serve.serve,
+    climb.judge, climb.worker, tasks.cluster, models.doctor, serve.serve,
 ):  # fmt: skip
     app.command("eval" if command is climb.evaluate else None)(command)
 app.add_typer(models.cache, name="cache")

@@ -16,6 +16,7 @@ from rung.progress import QUIET, Progress, TerminalProgress
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions
+    from rung.cluster.executor import Executor
     from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
     from rung.task import Task
@@ -56,6 +57,15 @@ NO_DOCUMENTS = (
     "config.json",
     "adapter_config.json",
 )  # of what Rung runs
+Workers = Annotated[
+    str | None, Option("--workers", help="Work on several processes: a number, or auto.", metavar="N"),
+]  # fmt: skip
+On = Annotated[
+    str | None, Option("--on", help="Work elsewhere: ray, ray://HOST:10001, or a command with {job}.", metavar="WHERE"),
+]  # fmt: skip
+Jobs = Annotated[
+    str | None, Option("--jobs", help="Folder or URI of jobs and their results, which all workers reach."),
+]  # fmt: skip
 StorePlace = Annotated[
     str, Option("--store", envvar="RUNG_STORE", help="The store: an SQLite file, or a URL.", metavar="PLACE")
 ]
@@ -232,6 +242,17 @@ def climb_options(
     limits = NO_LIMITS if budget is None else parse_budget(budget)
     names = tuple(name.strip() for name in rungs.split(",")) if rungs else ()
     return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
+
+
+def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
+    """Open what `--workers` and `--on` name; None without them, for this process alone."""
+    if workers is None and on is None:
+        if jobs is not None:
+            raise ConfigError("bad-option", "--jobs has no effect without workers", hint="add --workers auto or --on")
+        return None
+    from rung.cluster.processes import open_executor
+
+    return open_executor(workers or "", on or "")
 
 
 def progress(quiet: bool) -> Progress:

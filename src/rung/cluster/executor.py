@@ -1,0 +1,244 @@
+"""Where jobs run, behind one interface, and who starts them: retries, order, and what is begun ahead.
+
+An executor only starts a worker on a job and tells when it has ended. Whether the job is done, failed or was lost is
+read from its folder, so it does not matter what the worker ran on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rung.cluster.job import Job, Resources, Result, Storage, error_of, result_of
+from rung.engines.api_options import ApiBudget, Spent
+from rung.errors import ConfigError, MachineError
+from rung.worker_pipes import WorkerError, error_from_dict
+
+RETRIES = 3  # times that a job whose worker ended without a word is started again
+REFUSED = ("worker-mismatch", "not-trusted", "storage-refused", "budget-spent")  # no other attempt would end otherwise
+PRICE = "RUNG_WORKER_PRICE"  # money for an hour of a worker of another machine
+WAITS = (0.005, 0.05)  # seconds between two looks, growing
+
+
+class Executor(Protocol):
+    """Starts workers."""
+
+    def submit(self, uri: str, resources: Resources) -> None:
+        """Start a worker on a job, or as soon as one is free."""
+
+    def poll(self) -> Iterable[str]:
+        """The jobs that have ended, however they did, since the last look."""
+
+    def cancel(self, uri: str) -> None:
+        """End a job; `poll` tells it as ended."""
+
+    def capacity(self, resources: Resources) -> int:
+        """How many such jobs run at the same time."""
+
+    def price(self, resources: Resources) -> float:
+        """What an hour of such a job costs, in the currency of the prices; 0 on this machine, whose hour is priced."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+def worker_price() -> float:
+    """What an hour of a worker on another machine costs, from the environment; 0 where it is not set."""
+    text = os.environ.get(PRICE, "0")
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise ConfigError("bad-option", f"{PRICE} is {text!r}", hint="set it to the price of an hour, such as 2.5")
+    return price
+
+
+@dataclass
+class _Task:
+    """A job on its way; `after` is the key of the job whose result it reads."""
+
+    job: Job
+    ahead: bool
+    after: str
+    uri: str = ""
+    began: float = 0.0
+    lost: int = 0
+    errors: list[Exception] = field(default_factory=list)
+    result: Result | None = None
+    failed: Exception | None = None
+    used: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.result is not None or self.failed is not None
+
+
+class Dispatcher:
+    """Sends jobs to an executor: those that are waited for first, those that may be needed only to idle workers."""
+
+    def __init__(
+        self, executor: Executor, place: Storage, resources: Resources, environment: tuple[str, ...] = ()
+    ) -> None:
+        self.executor, self.place, self.resources, self.environment = executor, place, resources, environment
+        self.slots = max(1, executor.capacity(resources))
+        self.hours = 0.0  # that workers were busy
+        self._tasks: dict[str, _Task] = {}
+        self._running: dict[str, _Task] = {}
+        place.probe()
+
+    # ---- sending
+
+    def send(self, job: Job, *, ahead: bool = False, after: str = "") -> str:
+        """Have a job run; return its key. One that was sent before, by whomever, is not run again."""
+        job = job.model_copy(update={"resources": self.resources, "environment": self.environment})
+        key = job.id
+        if (known := self._tasks.get(key)) is None:
+            job = job.model_copy(update={"out": (self.place / key).uri})
+            self._tasks[key] = _Task(job, ahead, after, result=result_of(Storage(job.out)))
+        elif not ahead:
+            self._need(known)
+        self._pump()
+        return key
+
+    def done(self, job: Job) -> bool:
+        """Whether the result of a job is there."""
+        return result_of(self.place / job.id) is not None
+
+    def found(self, job: Job, result: Result) -> str:
+        """Take over a job that an earlier process had done."""
+        key = result.job
+        self._tasks.setdefault(key, _Task(job, ahead=False, after="", result=result))
+        return key
+
+    def _need(self, task: _Task) -> None:
+        task.ahead = False
+        if task.after:
+            self._need(self._tasks[task.after])
+
+    def cancel(self, keys: Iterable[str]) -> None:
+        """End jobs, and forget those that are not over."""
+        for key in keys:
+            task = self._tasks.get(key)
+            if task is not None and not task.over:
+                if task.uri in self._running:
+                    self.executor.cancel(task.uri)
+                    self._busy(self._running.pop(task.uri))
+                del self._tasks[key]
+
+    # ---- waiting
+
+    def over(self, key: str) -> bool:
+        """Whether a job is done or has failed, by what is known now."""
+        return self._tasks[key].over
+
+    def wait(self, keys: Iterable[str], check: Callable[[], object] = lambda: None, *, one: bool = False) -> None:
+        """Wait until all these jobs are over, or with `one` the first of them; `check` may raise to give up."""
+        wanted = [self._tasks[key] for key in keys]
+        for task in wanted:
+            self._need(task)
+        pause, most = WAITS
+        while wanted and not (any if one else all)(task.over for task in wanted):
+            if not self._pump():
+                check()
+                time.sleep(pause)
+                pause = min(most, 1.5 * pause)
+
+    def result(self, key: str) -> Result:
+        """The result of a job that is over.
+
+        Raises:
+            RungError: the job failed with it twice.
+            WorkerError: it failed twice with another exception.
+        """
+        task = self._tasks[key]
+        task.used = True
+        if task.failed is not None:
+            raise task.failed
+        assert task.result is not None
+        return task.result
+
+    def job(self, key: str) -> Job:
+        """The job of a key."""
+        return self._tasks[key].job
+
+    def close(self) -> None:
+        """End what still runs."""
+        self.executor.close()
+        for task in self._running.values():
+            self._busy(task)
+        self._running.clear()
+
+    # ---- what runs
+
+    def _pump(self) -> bool:
+        """Take in what has ended, and start what may start; say whether anything did."""
+        moved = False
+        for uri in self.executor.poll():
+            if (task := self._running.pop(uri, None)) is not None:
+                self._busy(task)
+                self._end(task)
+                moved = True
+        waiting = [task for task in self._tasks.values() if not task.over and task.uri not in self._running]
+        for task in sorted(waiting, key=lambda each: each.ahead):  # stable: in the order in which they were sent
+            ahead = sum(each.ahead for each in self._running.values())
+            if len(self._running) >= self.slots or (task.ahead and ahead >= self.slots - 1):
+                break
+            before = self._tasks.get(task.after) if task.after else None
+            if before is not None and before.failed is not None:
+                task.failed = before.failed
+            elif before is None or before.result is not None:
+                self._start(task)
+                moved = True
+        return moved
+
+    def _start(self, task: _Task) -> None:
+        file = Storage(task.job.out) / f"job-{task.job.attempt}.json"
+        file.write(task.job.model_dump_json(indent=1))
+        task.uri, task.began = file.uri, time.monotonic()
+        self._running[task.uri] = task
+        self.executor.submit(task.uri, task.job.resources)
+
+    def _end(self, task: _Task) -> None:
+        out = Storage(task.job.out)
+        task.result = result_of(out)
+        if task.result is not None:
+            ApiBudget.add(Spent(**task.result.spent))  # type: ignore[arg-type]  # its counts are written as numbers
+            return
+        record = error_of(out, task.job.attempt)
+        if record is None:
+            task.lost += 1
+            if task.lost > RETRIES:
+                hint = f"read what the workers said on stderr; the job is {task.uri}"
+                problem = f"the worker of a job ended {task.lost} times before the job was done"
+                task.failed = MachineError("worker-lost", problem, hint=hint)
+                return
+        else:
+            error = _error(record)
+            if getattr(error, "code", "") in REFUSED:
+                raise error
+            if any(str(error) == str(before) for before in task.errors) or len(task.errors) >= RETRIES:
+                task.failed = error
+                return
+            task.errors.append(error)
+        task.job = task.job.model_copy(update={"attempt": task.job.attempt + 1})
+        task.uri = ""
+
+    def _busy(self, task: _Task) -> None:
+        self.hours += (time.monotonic() - task.began) / 3600
+
+    @property
+    def money(self) -> float:
+        """What the hours of the workers have cost."""
+        return self.hours * self.executor.price(self.resources)
+
+
+def _error(record: Mapping[str, Any]) -> Exception:
+    if "error" in record:
+        return error_from_dict(record["error"])
+    error = WorkerError(record["failed"])
+    error.add_note(str(record.get("traceback", "")))
+    return error

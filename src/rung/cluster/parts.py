@@ -1,0 +1,247 @@
+"""Batch prediction in parts: a part is a job with the rows of many batches, and its result a file of answers.
+
+    OUT.parts/origin.json              which rows and artifact, and how many rows a part has
+    OUT.parts/rows-00000007.jsonl      the rows of a part that is not done: what the model reads, and what is kept
+    OUT.parts/JOB/.../answers.jsonl    the answers of a part, with a manifest once it is done
+
+Whatever runs the parts, they are the same, so that another executor finishes what one began. At the end they are joined
+in order to the file that `rung predict` writes in one process. A row on which the artifact fails becomes a record with
+`error`; where it fails on all rows of a batch, the cause is not a row, and the part fails.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rung.artifact.artifact import Artifact
+from rung.artifact.decoder import Answer
+from rung.artifact.predict_file import (
+    BATCH,
+    AnswerColumns,
+    Predicted,
+    ask,
+    check_origin,
+    only_writer,
+    origin_file,
+    overflows,
+)
+from rung.cluster.executor import Dispatcher, Executor
+from rung.cluster.job import Job, Resources, Storage, fetch, result_of
+from rung.data.cells import json_text
+from rung.data.examples import read_inputs
+from rung.data.rows import Example, Record, example_id
+from rung.data.sources import FileFormat
+from rung.errors import ConfigError, MachineError, RungError
+from rung.models.files import replacing, write_atomically
+from rung.progress import QUIET, Progress
+from rung.yamlfile import read_object
+
+ANSWERS = "answers.jsonl"
+ROWS = 157 * BATCH  # of a part, about 10,000: whole batches, since the rows of a batch affect each other's last digits
+EACH = 4  # parts that every worker gets at least, where there are fewer rows
+AHEAD = 2  # parts for each worker whose rows are written before it is free
+
+
+def parts_folder(out: Path) -> Path:
+    """Name the folder beside the answers that holds their parts until all are done."""
+    return out.with_name(out.name + ".parts")
+
+
+def predict_in_parts(
+    artifact: Artifact, folder: Path, data: Path, out: Path, executor: Executor, *, fingerprint: str,
+    form: FileFormat | None = None, keep: str = "all", top_k: int = 0, resume: bool = False, jobs: str = "",
+    resources: Resources | None = None, environment: tuple[str, ...] = (), progress: Progress = QUIET,
+) -> Predicted:  # fmt: skip
+    """Answer the rows of `data` in parts that an executor runs; see `rung.artifact.predict_file.predict_file`.
+
+    Args:
+        artifact: the artifact.
+        folder: where it is.
+        data: the file of the rows.
+        out: the file of the answers, which appears when all parts are done.
+        executor: what runs the parts.
+        fingerprint: identifies the artifact.
+        form: how `data` is written.
+        keep: the columns of the rows to keep.
+        top_k: how many of the most probable labels are listed.
+        resume: run only the parts that are missing.
+        jobs: where jobs and their results are, if not beside the answers: an address that all workers reach.
+        resources: what every job needs.
+        environment: names of the variables that every worker needs.
+        progress: reports every part.
+
+    Raises:
+        ConfigError: as `predict_file`.
+        RungError: a part failed twice; the others are kept.
+    """
+    home = parts_folder(out)
+    if out.exists():
+        hint = "it was not made in parts: go on without --workers, or remove it first" if resume else "remove it first"
+        raise ConfigError("file-exists", f"{out} exists", hint=hint)
+    asked = ask(artifact, data, form, keep=keep, top_k=top_k)
+    origin, noted = asked.origin(data, fingerprint), home / "origin.json"
+    check_origin(home, noted, origin, resume=resume)
+    place = Storage(jobs or home)
+    dispatcher = Dispatcher(executor, place, resources or Resources(), environment)
+    home.mkdir(parents=True, exist_ok=True)
+    if (size := read_object(noted).get("rows")) is None:
+        size = _part_size(asked.total, dispatcher.slots)
+        write_atomically(noted, json.dumps({**origin, "rows": size}, indent=1))
+    try:
+        with only_writer(home / "lock"):
+            shape = artifact.signature
+            options = {"columns": asdict(asked.columns)}
+            run = _Parts(dispatcher, place, shared(place, folder, fingerprint), fingerprint, options, progress)
+            lines = (_line(record, shape.inputs, shape.kind, asked.columns) for record in asked.rows())
+            progress.start("answering", asked.total)
+            done = run.all(lines, size)
+            progress.finish()
+            write_atomically(origin_file(out), json.dumps(origin, indent=1))
+            answered = _join(done, place, out)
+    finally:
+        dispatcher.close()
+    if answered != asked.total:
+        raise MachineError("internal-error", f"{answered} of {asked.total} rows are in {out}")
+    shutil.rmtree(home)
+    for key in run.keys:
+        (place / key).remove()
+    return replace(
+        Predicted(asked.total, run.answered, **dict[str, Any](run.counts)),
+        format=asked.form.describe(),
+        columns=asked.columns,
+    )
+
+
+def shared(place: Storage, folder: Path, fingerprint: str) -> str:
+    """The address of an artifact for workers: its own, or with storage that is no path a copy there."""
+    if place.local:
+        return str(folder.resolve())
+    copy = place / f"artifact-{fingerprint[:16]}"
+    if "manifest.json" not in copy.folders():
+        copy.put(folder)
+    return copy.uri
+
+
+def _part_size(total: int, workers: int) -> int:
+    """Rows of a part: about 10,000, fewer where not every worker would have several; whole batches."""
+    batches = -(-total // (BATCH * EACH * workers))
+    return max(BATCH, min(ROWS, BATCH * batches))
+
+
+def _line(record: Record, inputs: Sequence[str], kind: str, columns: AnswerColumns) -> str:
+    values = read_inputs(record.values, inputs, kind, record.source)
+    return json.dumps([record.source, values, columns.kept_values(record)], ensure_ascii=False) + "\n"
+
+
+class _Parts:
+    """Writes the rows of a part when a worker is about to be free, and collects the results."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, place: Storage, artifact: str, fingerprint: str, options: Mapping[str, Any],
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.dispatcher, self.place, self.progress = dispatcher, place, progress
+        self.artifact, self.fingerprint, self.options = artifact, fingerprint, options
+        self.keys: list[str] = []
+        self.answered, self.counts = 0, Counter[str]()
+
+    def all(self, lines: Iterator[str], size: int) -> list[str]:
+        """Run all parts; return the keys of their jobs in order."""
+        waiting: list[str] = []
+        while part := list(islice(lines, size)):
+            rows = self.place / f"rows-{len(self.keys):08d}.jsonl"
+            job = Job(
+                kind="predict", out="", artifact=self.artifact, artifact_fingerprint=self.fingerprint, data=rows.uri,
+                options={**self.options, "first": len(self.keys) * size, "rows": len(part)},
+            )  # fmt: skip
+            self.keys.append(job.id)
+            if self.dispatcher.done(job):
+                self.progress.advance(len(part))
+                continue
+            rows.write("".join(part))
+            waiting.append(self.dispatcher.send(job))
+            if len(waiting) >= AHEAD * self.dispatcher.slots:
+                waiting = self._collect(waiting)
+        while waiting:
+            waiting = self._collect(waiting)
+        return self.keys
+
+    def _collect(self, waiting: list[str]) -> list[str]:
+        """Wait for a part; return those that are still out."""
+        self.dispatcher.wait(waiting, one=True)
+        for key in [key for key in waiting if self.dispatcher.over(key)]:
+            values = dict(self.dispatcher.result(key).values)
+            rows = values.pop("rows")
+            self.answered += rows
+            self.counts.update(values)
+            Storage(self.dispatcher.job(key).data).remove()
+            self.progress.advance(rows)
+        return [key for key in waiting if not self.dispatcher.over(key)]
+
+
+def _join(keys: Sequence[str], place: Storage, out: Path) -> int:
+    """Write the answers of all parts into one file, in order; return their number."""
+    count = 0
+    with replacing(out, private=True) as scratch, scratch.open("wb") as whole:
+        for key in keys:
+            result = result_of(place / key)
+            assert result is not None
+            with (
+                TemporaryDirectory(prefix="rung-part-") as copies,
+                (fetch(place / key, result, Path(copies)) / ANSWERS).open("rb") as lines,
+            ):
+                for line in lines:
+                    whole.write(line)
+                    count += 1
+    return count
+
+
+# ---- on the worker
+
+
+def answer_part(
+    artifact: Artifact, rows: Storage, out: Path, options: Mapping[str, Any], progress: Progress
+) -> dict[str, int]:
+    """Answer the rows of a part into a file; return their number, and what `Predicted` counts."""
+    if (text := rows.read()) is None:
+        raise MachineError("storage-refused", f"{rows.uri} is missing", hint="run the same command with --resume")
+    columns = AnswerColumns(tuple(options["columns"]["kept"]), options["columns"]["top_k"])
+    lines, counts = iter(text.split("\n")[:-1]), Counter[str]()
+    with out.open("w", encoding="utf-8") as target:
+        while batch := [json.loads(line) for line in islice(lines, BATCH)]:
+            examples = [Example(example_id(inputs), inputs, (), source) for source, inputs, _ in batch]
+            for (source, _, kept), answer in zip(batch, _answers(artifact, examples), strict=True):
+                if isinstance(answer, Answer):
+                    counts.update(overflows(answer))
+                    values = columns.answered(artifact, answer)
+                else:
+                    counts["error_rows"] += 1
+                    values = {"output": None, "confidence": None, "error": answer}
+                target.write(json_text(columns.joined(source, kept, values)) + "\n")
+            counts["rows"] += len(batch)
+            progress.advance(len(batch))
+    return dict(counts)
+
+
+def _answers(artifact: Artifact, examples: Sequence[Example]) -> Sequence[Answer | str]:
+    """Answer a batch; where that fails, each row by itself, with the error of those that fail."""
+    try:
+        return artifact.answer(examples)
+    except (RungError, ValueError) as error:
+        found: list[Answer | str] = []
+        for example in examples:
+            try:
+                found += artifact.answer([example])
+            except (RungError, ValueError) as own:
+                found.append(f"{own} [{own.code}]" if isinstance(own, RungError) else f"{type(own).__name__}: {own}")
+        if len(examples) > 1 and not any(isinstance(each, Answer) for each in found):
+            raise error  # an endpoint that is down, a model that cannot run: no row is to blame
+        return found

@@ -1,0 +1,244 @@
+"""Executors without a cluster: this process, worker processes of this machine, and a command such as `srun`."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rung.cluster.executor import Executor, worker_price
+from rung.cluster.job import Resources
+from rung.cluster.worker import run_job
+from rung.errors import ConfigError, RungError
+from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess
+
+JOB = "{job}"
+GRACE = 10.0  # seconds in which a command may end by itself
+
+
+def open_executor(workers: str = "", on: str = "") -> Executor:
+    """The executor that `--workers` and `--on` name.
+
+    Args:
+        workers: how many work at once: a number, or `auto` for one for each GPU, else one for each core.
+        on: `ray`, the address of a Ray cluster (`ray://HOST:10001`), or a command with `{job}` in it; empty for this
+            machine.
+
+    Raises:
+        ConfigError: `bad-option`.
+        MachineError: `missing-extra`: Ray is not installed.
+    """
+    count = _count(workers, on)
+    if on == "ray" or on.startswith("ray://"):
+        from rung.cluster.ray_tasks import RayTasks
+
+        return RayTasks(on.removeprefix("ray") and on, count)
+    if on:
+        if JOB not in on:
+            hint = "write `ray`, `ray://HOST:10001`, or a command such as --on 'srun rung worker {job}'"
+            raise ConfigError("bad-option", f"--on {on!r} has no {JOB}", hint=hint)
+        if count is None:
+            hint = "say how many jobs may run at once: --workers 8"
+            raise ConfigError("bad-option", "--on with a command needs --workers", hint=hint)
+        return Commands(on, count)
+    return Inline() if count == 1 else Processes(count or len(devices()) or len(_cores()))
+
+
+def _count(workers: str, on: str) -> int | None:
+    if workers in ("", "auto"):
+        return None
+    if not workers.isdigit() or not 1 <= int(workers) <= 10_000:
+        where = " with --on" if on else ""
+        raise ConfigError("bad-option", f"--workers {workers!r}{where}", hint="give a number from 1, or auto")
+    return int(workers)
+
+
+def devices() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each for each in named.split(",") if each.strip() not in ("", "-1")]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class Inline:
+    """Runs every job in this process, when it is submitted."""
+
+    def __init__(self) -> None:
+        self._ended: list[str] = []
+
+    def submit(self, uri: str, resources: Resources) -> None:
+        """Run the job."""
+        del resources
+        with suppress(Exception):  # its folder has the error
+            run_job(uri)
+        self._ended.append(uri)
+
+    def poll(self) -> Iterable[str]:
+        """What was submitted since."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def cancel(self, uri: str) -> None:
+        """Nothing runs between two calls."""
+
+    def capacity(self, resources: Resources) -> int:
+        """One job."""
+        del resources
+        return 1
+
+    def price(self, resources: Resources) -> float:
+        """This machine's hour is priced already."""
+        del resources
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Processes(Inline):
+    """Worker processes of this machine, which keep models loaded; each has a GPU, or its share of the cores."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._workers: dict[str, WorkerProcess] = {}  # by the job that runs
+        self._lock, self._closed = threading.Lock(), False
+        self._threads = [
+            threading.Thread(target=self._serve, args=(own,), daemon=True) for own in environments(count)
+        ]  # fmt: skip
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, uri: str, resources: Resources) -> None:
+        """Give the job to the next free worker."""
+        del resources
+        self._jobs.put(uri)
+
+    def poll(self) -> Iterable[str]:
+        """The jobs whose worker has replied or ended."""
+        ended = []
+        with suppress(queue.Empty):
+            while True:
+                ended.append(self._done.get_nowait())
+        return ended
+
+    def cancel(self, uri: str) -> None:
+        """End the worker of the job; the next job starts another."""
+        with self._lock:
+            if (worker := self._workers.get(uri)) is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(worker.process.pid, signal.SIGKILL)
+
+    def capacity(self, resources: Resources) -> int:
+        """The number of workers."""
+        del resources
+        return len(self._threads)
+
+    def close(self) -> None:
+        """End all workers, and what they run."""
+        self._closed = True
+        for uri in list(self._workers):
+            self.cancel(uri)
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, environment: dict[str, str]) -> None:
+        worker: WorkerProcess | None = None
+        while (uri := self._jobs.get()) is not None and not self._closed:
+            worker = worker or WorkerProcess("rung.cluster.worker", environment)
+            with self._lock:
+                self._workers[uri] = worker
+            try:
+                worker.call("run", uri)
+            except WorkerEndedError:
+                worker = None
+            except (RungError, WorkerError):
+                pass  # the job's folder has the error
+            with self._lock:
+                del self._workers[uri]
+            self._done.put(uri)
+        if worker is not None:
+            worker.close()
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """The variables of each worker: a GPU of its own where there are any, and its share of the cores."""
+    gpus, cores = devices(), _cores()
+    each = max(1, len(cores) // count)
+    own = []
+    for number in range(count):
+        mine = [cores[(number * each + place) % len(cores)] for place in range(each)]
+        values = {"RUNG_WORKER_CORES": ",".join(map(str, mine))}
+        if gpus:
+            values["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        own.append(values)
+    return own
+
+
+class Commands(Inline):
+    """Starts a command for each job, which ends when the job has: `srun`, `kubectl run --attach`, `ssh`."""
+
+    def __init__(self, template: str, count: int) -> None:
+        super().__init__()
+        self._template, self._count = template, count
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def submit(self, uri: str, resources: Resources) -> None:
+        """Start the command."""
+        del resources
+        command: Sequence[str] = [part.replace(JOB, uri) for part in shlex.split(self._template)]
+        try:
+            self._running[uri] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            hint = "the command of --on must be on the PATH"
+            raise ConfigError("bad-option", f"{command[0]} cannot be started: {error.strerror}", hint=hint) from error
+
+    def poll(self) -> Iterable[str]:
+        """The jobs whose command has ended."""
+        ended = [uri for uri, process in self._running.items() if process.poll() is not None]
+        for uri in ended:
+            del self._running[uri]
+        return ended
+
+    def cancel(self, uri: str) -> None:
+        """Ask the command to end, as Ctrl-C does."""
+        if (process := self._running.get(uri)) is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def capacity(self, resources: Resources) -> int:
+        """As many as were asked for."""
+        del resources
+        return self._count
+
+    def price(self, resources: Resources) -> float:
+        """Other machines have a price of their own."""
+        return worker_price() * max(1.0, resources.gpus)
+
+    def close(self) -> None:
+        """End all commands."""
+        for uri in list(self._running):
+            self.cancel(uri)
+        for process in self._running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._running.clear()

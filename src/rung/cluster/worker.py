@@ -1,0 +1,223 @@
+"""What runs a job: the only code that runs on other machines. `rung worker JOB` runs one, `python -m` several.
+
+A job that is done is not run again. One that fails leaves its error in its folder, so that whoever started the worker
+needs nothing from it but to know when it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rung._version import __version__
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
+from rung.climbing.budget import Budget, Limits, TimeUp
+from rung.climbing.trust import permits_of
+from rung.cluster.job import MANIFEST, PARTS, Job, Result, Storage, error_file, hashes, result_of
+from rung.cluster.parts import ANSWERS, answer_part
+from rung.data.rows import Data, Example
+from rung.engines.api_options import ApiBudget
+from rung.engines.opening import machine_id
+from rung.errors import MachineError, RungError
+from rung.evaluation.scoring import evaluate
+from rung.progress import QUIET, Progress
+from rung.rungs import build
+from rung.rungs.base import Rung, with_settings
+from rung.task import Task
+from rung.user_code import missing, refusal
+from rung.worker_pipes import error_to_dict, serve
+
+
+def run_job(uri: str) -> str:
+    """Run a job unless it is done; return the address of its manifest.
+
+    Raises:
+        RungError: it failed; its folder has the error, too.
+    """
+    job = Job.read(uri)
+    out = Storage(job.out)
+    if result_of(out) is None:
+        try:
+            _run(job, out)
+        except Exception as error:
+            record = {"error": error_to_dict(error)} if isinstance(error, RungError) else {
+                "failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()
+            }  # fmt: skip
+            error_file(out, job.attempt).write(json.dumps(record))
+            raise
+    return (out / MANIFEST).uri
+
+
+def _run(job: Job, out: Storage) -> None:
+    """Work in a folder of this machine, copy it to storage, and write the manifest."""
+    _check_versions(job)
+    began, paid = time.perf_counter(), ApiBudget.process()
+    limits = Budget(QUIET, Limits(job.seconds, job.money))
+    limits.money = lambda: (ApiBudget.process() - paid).money
+    with TemporaryDirectory(prefix="rung-job-") as scratch:
+        folder = Path(scratch) / "result"
+        folder.mkdir()
+        try:
+            values = KINDS[job.kind](job, folder, limits)
+        except TimeUp:
+            raise MachineError("budget-spent", f"the job {job.id} used up its share of the budget") from None
+        work = Work(time.perf_counter() - began, asdict(ApiBudget.process() - paid))
+        publish(job, out, folder, work, values)
+
+
+class Work:
+    """What some work took: seconds, and what it used at endpoints."""
+
+    def __init__(self, seconds: float, spent: Mapping[str, float]) -> None:
+        self.seconds, self.spent = seconds, spent
+
+
+def publish(job: Job, out: Storage, folder: Path, work: Work, values: Mapping[str, Any]) -> None:
+    """Copy a folder of this machine to `out`, and write the manifest last."""
+    name = f"attempt-{job.attempt}-{secrets.token_hex(4)}"
+    (out / name).put(folder)
+    result = Result(
+        job=job.id, folder=name, sha256=hashes(folder), machine=machine_id(), seconds=work.seconds, spent=work.spent,
+        values=values,
+    )  # fmt: skip
+    (out / MANIFEST).write(result.model_dump_json(indent=1))
+
+
+def _check_versions(job: Job) -> None:
+    """Refuse work that would not be what was asked for.
+
+    Raises:
+        MachineError: `worker-mismatch`.
+    """
+    if job.version != __version__:
+        raise _mismatch(f"the job is for Rung {job.version}, and this worker has {__version__}")
+    if lacking := [name for name in job.environment if not os.environ.get(name)]:
+        raise _mismatch(f"this worker lacks the environment variables {', '.join(lacking)}")
+    if job.resources.gpus:
+        import torch
+
+        if torch.cuda.device_count() < job.resources.gpus:
+            raise _mismatch(
+                f"the job needs {job.resources.gpus:g} GPUs, and this worker has {torch.cuda.device_count()}"
+            )
+
+
+def _mismatch(what: str) -> MachineError:
+    hint = "give all workers the same version of Rung, the same files and the same environment, then run it again"
+    return MachineError("worker-mismatch", what, hint=hint)
+
+
+@lru_cache(maxsize=4)
+def _read(file: str, overrides: tuple[tuple[str, str], ...], held_out: bool) -> tuple[Task, Data, dict[str, Example]]:
+    task = Task.load(file, dict(overrides))
+    if refused := missing(permits_of(task)):
+        raise refusal(refused, file)
+    task = task.held_out() if held_out else task
+    data = task.read()
+    rows = (*data.train, *data.validation, *data.test)
+    return task, data, {row.id: row for row in rows}
+
+
+def _task_of(job: Job) -> tuple[Task, Data, dict[str, Example]]:
+    task, data, rows = _read(job.task, tuple(sorted(job.overrides.items())), job.held_out)
+    for what, wanted, own in (
+        ("task", job.task_fingerprint, task.fingerprint()), ("data", job.data_fingerprint, data.fingerprint),
+    ):  # fmt: skip
+        if wanted and wanted != own:
+            raise _mismatch(f"the {what} of {job.task} is another here than where the job was made")
+    return task, data, rows
+
+
+@contextmanager
+def _artifact_of(job: Job) -> Iterator[Artifact]:
+    """Load the artifact that the job starts from; one that is not on this machine is copied for as long as it runs."""
+    place = Storage(job.artifact)
+    if (made := result_of(place)) is not None:
+        place = place / made.folder / "artifact"
+    with TemporaryDirectory(prefix="rung-artifact-") as scratch:
+        folder = Path(place.path)
+        if not place.local:
+            folder = Path(scratch) / "artifact"
+            place.get(folder)
+        if job.artifact_fingerprint and fingerprint(folder) != job.artifact_fingerprint:
+            raise _mismatch(f"the artifact in {job.artifact} is another than when the job was made")
+        if refused := missing(permits_of(folder)):
+            raise refusal(refused, folder)
+        loaded = _loaded(str(folder), fingerprint(folder))
+        if job.engine and loaded.engine not in (job.engine, "auto"):
+            raise _mismatch(f"the job is for the engine {job.engine}, and its artifact for {loaded.engine}")
+        yield loaded
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: str, key: str) -> Artifact:
+    del key  # so that changed files are read again
+    return Artifact.load(folder)
+
+
+# ---- what each kind does: fill a folder, and return what the manifest tells besides
+
+
+def _fit(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+    task, data, _ = _task_of(job)
+    rung, rows = _rung_of(job, task), data if job.fold is None else data.fold(job.fold)
+    with _artifact_of(job) as base:
+        if not job.options.get("parts"):
+            rung.fit(base, rows, progress=progress).save(folder / "artifact")
+            return {}
+        for share, artifact in rung.fit_in_parts(base, rows, progress=progress):
+            if share == 1:
+                artifact.save(folder / "artifact")
+                continue
+            with TemporaryDirectory(prefix="rung-part-") as scratch:
+                artifact.save(Path(scratch) / "artifact")
+                publish(job, Storage(job.out) / PARTS / f"{share:.4f}", Path(scratch), Work(0.0, {}), {})
+    return {}
+
+
+def _rung_of(job: Job, task: Task) -> Rung:
+    return with_settings(build((job.rung,), task, job.seed)[0], job.settings)
+
+
+def _answer(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+    task, _, rows = _task_of(job)
+    assert job.split
+    with _artifact_of(job) as artifact:
+        asked = [rows[name] for name in job.ids]
+        answered = evaluate(artifact, asked, job.split, folder=task.folder, progress=progress)
+    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in answered]
+    (folder / "predictions.jsonl").write_text("".join(lines), "utf-8")
+    return {}
+
+
+def _predict(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+    with _artifact_of(job) as artifact:
+        return answer_part(artifact, Storage(job.data), folder / ANSWERS, job.options, progress)
+
+
+KINDS: Mapping[str, Callable[[Job, Path, Progress], dict[str, Any]]] = {
+    "fit": _fit, "answer": _answer, "predict": _predict,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the jobs that the parent process names, one after the other."""
+    cores = [int(core) for core in os.environ.pop("RUNG_WORKER_CORES", "").split(",") if core]
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # every library then starts as many threads
+    serve({"run": run_job})
+
+
+if __name__ == "__main__":
+    main()

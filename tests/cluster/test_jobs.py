@@ -1,0 +1,229 @@
+"""The seam: a job is a file, its result a folder with a manifest, written last; what differs is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from letters import write_rows
+from rung.artifact.files import fingerprint
+from rung.cluster.executor import RETRIES, Dispatcher, worker_price
+from rung.cluster.job import MANIFEST, Job, Resources, Storage, fetch, hashes, result_of
+from rung.cluster.processes import Inline, Processes, environments
+from rung.cluster.worker import run_job
+from rung.errors import ConfigError, MachineError, RungError
+
+
+@pytest.fixture
+def job(letters_folder, tmp_path) -> Job:
+    """A job that answers three rows."""
+    rows = tmp_path / "part.jsonl"
+    rows.write_text("".join(json.dumps([f"rows:{i}", {"text": "ab" * i}, {}]) + "\n" for i in (1, 2, 3)))
+    return Job(
+        kind="predict", out=str(tmp_path / "out"), artifact=str(letters_folder), data=str(rows),
+        artifact_fingerprint=fingerprint(letters_folder), options={"columns": {"kept": [], "top_k": 0}},
+    )  # fmt: skip
+
+
+def written(job: Job, folder: Path) -> str:
+    file = folder / "job.json"
+    file.write_text(job.model_dump_json())
+    return str(file)
+
+
+def test_a_job_is_done_once_and_its_manifest_has_the_hashes_of_its_files(job, tmp_path):
+    manifest = Path(run_job(written(job, tmp_path)))
+    result = result_of(Storage(job.out))
+    assert manifest == tmp_path / "out" / MANIFEST
+    assert result.job == job.id
+    assert {name: count for name, count in result.values.items() if count} == {"rows": 3}
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    run_job(written(job.model_copy(update={"attempt": 2}), tmp_path))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+    folder = fetch(Storage(job.out), result, tmp_path)
+    assert [json.loads(line)["row"] for line in (folder / "answers.jsonl").read_text().splitlines()] == [
+        "rows:1", "rows:2", "rows:3",
+    ]  # fmt: skip
+    (folder / "answers.jsonl").write_text("{}")
+    with pytest.raises(MachineError, match="not those of its manifest"):
+        fetch(Storage(job.out), result, tmp_path)
+
+
+def test_half_a_manifest_is_none(job, tmp_path):
+    manifest = Path(run_job(written(job, tmp_path)))
+    manifest.write_text(manifest.read_text()[:50])
+    assert result_of(Storage(job.out)) is None
+    run_job(written(job.model_copy(update={"attempt": 2}), tmp_path))
+    assert result_of(Storage(job.out)).folder.startswith("attempt-2-")
+
+
+def test_a_job_has_an_identity_whoever_does_it_and_holds_no_secret(job):
+    same = job.model_copy(update={"attempt": 3, "resources": Resources(cpus=8), "out": "elsewhere", "seconds": 5.0})
+    assert same.id == job.id != job.model_copy(update={"seed": 1}).id
+    for values in ({"environment": ("HF_TOKEN=abc",)}, {"out": "s3://me:secret@bucket/x"}, {"token": "abc"}):
+        with pytest.raises(ValueError, match=r"password|pattern|not permitted"):
+            Job.model_validate({**job.model_dump(), **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"version": "0.0.1"}, "Rung 0.0.1"),
+        ({"artifact_fingerprint": "0" * 64}, "another than when the job was made"),
+        ({"environment": ("RUNG_NOT_SET_HERE",)}, "RUNG_NOT_SET_HERE"),
+        ({"engine": "openvino", "artifact_fingerprint": ""}, None),
+    ],
+)
+def test_a_worker_that_differs_refuses_and_nothing_is_tried_again(job, tmp_path, change, names):
+    other = job.model_copy(update=change)
+    if names is None:  # the artifact's engine is `auto`, which any may run
+        run_job(written(other, tmp_path))
+        return
+    starts = []
+
+    class Counts(Inline):
+        def submit(self, uri, resources):
+            starts.append(uri)
+            super().submit(uri, resources)
+
+    dispatcher = Dispatcher(Counts(), Storage(tmp_path / "jobs"), Resources(), other.environment)
+    with pytest.raises(MachineError, match=names) as caught:
+        dispatcher.wait([dispatcher.send(other)])
+    assert caught.value.code == "worker-mismatch"
+    assert len(starts) == 1
+
+
+def test_storage_that_refuses_is_known_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError) as caught:
+        Dispatcher(Inline(), Storage(tmp_path / "file" / "jobs"), Resources())
+    assert caught.value.code == "storage-refused"
+    with pytest.raises(MachineError, match="unheard"):
+        Storage("unheard://bucket/folder")
+
+
+def test_the_probe_leaves_nothing_and_a_store_in_memory_is_like_a_folder(job, tmp_path):
+    place = Storage("memory://scale/jobs")
+    place.probe()
+    assert place.folders() == []
+    dispatcher = Dispatcher(Inline(), place, Resources())
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    folder = fetch(place / key, dispatcher.result(key), tmp_path / "copy")
+    assert sorted(hashes(folder)) == ["answers.jsonl"]
+    again = Dispatcher(Inline(), place, Resources())
+    assert again.done(job)
+    assert again.over(again.send(job))
+    place.remove()
+
+
+def test_a_job_that_fails_twice_alike_has_failed_and_one_that_is_lost_is_started_again(job, tmp_path):
+    broken = job.model_copy(update={"data": str(tmp_path / "nowhere.jsonl"), "options": {"columns": {}}})
+    dispatcher = Dispatcher(Inline(), Storage(tmp_path / "jobs"), Resources())
+    key = dispatcher.send(broken.model_copy(update={"data": job.data}))
+    dispatcher.wait([key])
+    with pytest.raises(Exception, match="KeyError: 'kept'"):
+        dispatcher.result(key)
+    assert len(list((tmp_path / "jobs" / key).glob("failed-*.json"))) == 2
+
+    class Loses(Inline):
+        left = 2
+
+        def submit(self, uri, resources):
+            self.left -= 1
+            if self.left < 0:
+                super().submit(uri, resources)
+            else:
+                self._ended.append(uri)
+
+    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "other"), Resources())
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    assert dispatcher.result(key).folder.startswith("attempt-3-")
+    Loses.left = RETRIES + 1
+    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "third"), Resources())
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    with pytest.raises(MachineError, match="ended 4 times") as caught:
+        dispatcher.result(key)
+    assert caught.value.code == "worker-lost"
+
+
+def test_a_killed_worker_process_is_replaced_and_its_job_done(job, tmp_path, letters_folder):
+    rows = write_rows(tmp_path / "rows.csv", 4000).read_text().splitlines()[1:]
+    part = tmp_path / "many.jsonl"
+    part.write_text("".join(json.dumps([row, {"text": row.split(",")[1]}, {}]) + "\n" for row in rows))
+    executor, killed = Processes(1), set()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"), Resources())
+
+    def kill():
+        for worker in list(executor._workers.values()):
+            if len(killed) < 2 and worker.process.pid not in killed:
+                os.killpg(worker.process.pid, signal.SIGKILL)
+                killed.add(worker.process.pid)
+
+    key = dispatcher.send(job.model_copy(update={"data": str(part)}))
+    dispatcher.wait([key], kill)
+    result = dispatcher.result(key)
+    assert result.folder.startswith("attempt-3-")
+    assert result.values["rows"] == 4000
+    dispatcher.close()
+
+
+def test_what_may_be_needed_waits_for_what_is_and_leaves_a_worker_free(job, tmp_path):
+    class Holds(Inline):
+        def __init__(self):
+            super().__init__()
+            self.started = []
+
+        def submit(self, uri, resources):
+            self.started.append(uri)
+
+        def capacity(self, resources):
+            return 3
+
+    executor = Holds()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"), Resources())
+    jobs = [job.model_copy(update={"seed": seed}) for seed in range(6)]
+    keys = [dispatcher.send(each, ahead=True) for each in jobs[:4]]
+    assert len(executor.started) == 2  # one place is kept for what is waited for
+    needed = dispatcher.send(jobs[4])
+    later = dispatcher.send(jobs[5], after=needed)
+    assert [Path(uri).parent.name for uri in executor.started] == [*keys[:2], needed]
+    run_job(executor.started[-1])
+    executor._ended.append(executor.started[-1])
+    dispatcher._pump()
+    assert Path(executor.started[-1]).parent.name == later
+    dispatcher.cancel(keys)
+    dispatcher.close()
+
+
+def test_every_worker_has_its_share_of_the_cores_and_a_gpu(monkeypatch):
+    cores = sorted(os.sched_getaffinity(0))
+    one, other = environments(2)
+    assert one["RUNG_WORKER_CORES"] == ",".join(map(str, cores[: max(1, len(cores) // 2)]))
+    assert "CUDA_VISIBLE_DEVICES" not in one or one != other
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments(3)] == ["3", "5", "3"]
+
+
+def test_the_price_of_a_worker_is_read_from_the_environment(monkeypatch):
+    assert worker_price() == 0.0
+    monkeypatch.setenv("RUNG_WORKER_PRICE", "2.5")
+    assert worker_price() == 2.5
+    monkeypatch.setenv("RUNG_WORKER_PRICE", "cheap")
+    with pytest.raises(ConfigError, match="cheap"):
+        worker_price()
+
+
+def test_a_file_that_is_no_job_is_refused(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run_job(str(tmp_path / "nothing.json"))
+    assert caught.value.code == "no-such-file"
+    (tmp_path / "wrong.json").write_text('{"kind": "dance", "out": "x"}')
+    with pytest.raises(RungError, match="kind"):
+        run_job(str(tmp_path / "wrong.json"))

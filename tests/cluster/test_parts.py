@@ -1,0 +1,190 @@
+"""Batch prediction in parts: the file of one process, every row once, whatever ends the workers and the driver."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from letters import lines_of, write_rows
+from rung.artifact.files import fingerprint
+from rung.artifact.predict_file import Predicted, predict_file
+from rung.cluster.parts import parts_folder, predict_in_parts
+from rung.cluster.processes import Inline, Processes
+from rung.errors import ConfigError, RungError
+
+
+def in_parts(artifact, folder, rows, out, executor, **more):
+    return predict_in_parts(artifact, folder, rows, out, executor, fingerprint=fingerprint(folder), **more)
+
+
+def rung(*words: object) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", "rung", *map(str, words)]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_two_processes_write_the_file_that_one_writes(letters, letters_folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 700), tmp_path / "out.jsonl"
+    alone = predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder), top_k=2)
+    made = in_parts(letters, letters_folder, rows, out, Processes(2), top_k=2)
+    assert made == alone == Predicted(700, 700)
+    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert not parts_folder(out).exists()
+
+
+def test_a_row_that_cannot_be_answered_is_an_error_record_and_not_the_end(letters, letters_folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 300, poisoned=(5, 70, 299)), tmp_path / "out.jsonl"
+    with pytest.raises(RungError) as caught:
+        predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder))
+    made = in_parts(letters, letters_folder, rows, out, Inline())
+    assert made == Predicted(300, 300, error_rows=3)
+    assert "3 rows could not be answered" in str(made)
+    answered = lines_of(out)
+    assert [line["id"] for line in answered] == [str(i) for i in range(300)]
+    failed = [line for line in answered if "error" in line]
+    assert [line["id"] for line in failed] == ["5", "70", "299"]
+    assert all(line["output"] is None and caught.value.code in line["error"] for line in failed)
+
+
+def test_where_all_rows_of_a_batch_fail_the_model_is_to_blame_and_what_is_done_stays(letters, letters_folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 640, poisoned=tuple(range(512, 576))), tmp_path / "out.jsonl"
+    with pytest.raises(RungError, match=r"fit|long|context|tokens"):
+        in_parts(letters, letters_folder, rows, out, Inline())
+    assert not out.exists()
+    assert len(list(parts_folder(out).glob("*/manifest.json"))) >= 2
+    with pytest.raises(ConfigError) as caught:
+        in_parts(letters, letters_folder, rows, out, Inline())
+    assert caught.value.code == "file-exists"
+
+
+def test_another_executor_finishes_what_one_began_and_no_part_runs_twice(letters, letters_folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 1000), tmp_path / "out.jsonl"
+
+    class StopsAfterThree(Inline):
+        done = 0
+
+        def submit(self, uri, resources):
+            if self.done == 3:
+                raise KeyboardInterrupt
+            self.done += 1
+            super().submit(uri, resources)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(letters, letters_folder, rows, out, StopsAfterThree())
+    done = {file: file.stat().st_mtime_ns for file in parts_folder(out).glob("*/manifest.json")}
+    assert len(done) == 3
+    seen = {}
+
+    class Looks(Processes):
+        def close(self):
+            seen.update({file: file.stat().st_mtime_ns for file in parts_folder(out).glob("*/manifest.json")})
+            super().close()
+
+    made = in_parts(letters, letters_folder, rows, out, Looks(2), resume=True)
+    assert made.rows == 1000
+    assert 0 < made.answered < 1000
+    assert seen.items() > done.items()
+    predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder))
+    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_other_rows_or_columns_do_not_continue_a_run(letters, letters_folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 200, poisoned=tuple(range(64, 128))), tmp_path / "out.jsonl"
+    with pytest.raises(RungError):
+        in_parts(letters, letters_folder, rows, out, Inline())
+    with pytest.raises(ConfigError) as caught:
+        in_parts(letters, letters_folder, rows, out, Inline(), keep="none", resume=True)
+    assert caught.value.code == "resume-mismatch"
+    write_rows(rows, 201)
+    with pytest.raises(ConfigError, match="other contents of the rows"):
+        in_parts(letters, letters_folder, rows, out, Inline(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--workers", "2"], "bad-option"),  # without --out
+        (["--out", "out.jsonl", "--workers", "none"], "bad-option"),
+        (["--out", "out.jsonl", "--on", "srun rung worker", "--workers", "2"], "bad-option"),
+        (["--out", "out.jsonl", "--on", "srun rung worker {job}"], "bad-option"),
+        (["--out", "out.jsonl", "--jobs", "jobs"], "bad-option"),
+        (["--out", "out.jsonl", "--workers", "1", "--jobs", "s3://key:secret@bucket/x"], "storage-refused"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(letters_folder, tmp_path, monkeypatch, words, code):
+    from typer.testing import CliRunner
+
+    from rung.cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows(tmp_path / "rows.csv", 3)
+    failed = CliRunner().invoke(app, ["predict", str(letters_folder), str(rows), *words])
+    assert isinstance(failed.exception, RungError)
+    assert failed.exception.code == code
+    assert failed.exception.hint
+
+
+def test_a_command_for_each_part_gives_the_same_file(letters, letters_folder, tmp_path):
+    rows = write_rows(tmp_path / "rows.csv", 130)
+    command = f"{sys.executable} -W ignore -m rung worker {{job}}"
+    subprocess.run(
+        rung("predict", letters_folder, rows, "--out", tmp_path / "out.csv", "--on", command, "--workers", 2, "-q"),
+        check=True,
+    )
+    subprocess.run(rung("predict", letters_folder, rows, "--out", tmp_path / "alone.csv", "-q"), check=True)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["alone.csv", "out.csv", "rows.csv"]
+
+
+@pytest.mark.slow
+def test_every_row_is_answered_once_through_kills_of_workers_and_driver(letters_folder, tmp_path):
+    count, poisoned = 50_000, (7, 20_000, 49_999)
+    rows, out = write_rows(tmp_path / "rows.csv", count, poisoned), tmp_path / "out.jsonl"
+    environment = {**os.environ, "RUNG_CACHE": str(tmp_path / "cache")}
+    command = rung("predict", letters_folder, rows, "--out", out, "--workers", 2, "--quiet")
+    dice = random.Random(0)
+    for kill in ("worker", "driver", "worker", "driver", ""):
+        run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+        finished = len(list(parts_folder(out).glob("*/manifest.json")))
+        while kill and run.poll() is None and len(list(parts_folder(out).glob("*/manifest.json"))) == finished:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.5) if kill else 0)
+        if kill == "worker":
+            for pid in children(run.pid)[:1]:
+                os.kill(pid, signal.SIGKILL)
+        elif kill == "driver":
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            command = [*command, *(["--resume"] if "--resume" not in command else [])]
+            continue
+        if kill:
+            run.send_signal(signal.SIGKILL) if dice.random() < 0.5 else None
+        said = run.communicate()[1].decode()
+        if run.returncode == 0:
+            break
+        assert run.returncode == -signal.SIGKILL, said
+        command = [*command, *(["--resume"] if "--resume" not in command else [])]
+    answered = lines_of(out)
+    assert [line["id"] for line in answered] == [str(i) for i in range(count)]
+    assert [int(line["id"]) for line in answered if "error" in line] == list(poisoned)
+    assert not parts_folder(out).exists()
+    shutil.rmtree(tmp_path / "cache")
