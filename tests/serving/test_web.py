@@ -190,6 +190,36 @@ def test_a_correction_by_keyboard_its_difference_and_its_undoing(changed, watche
     assert watched.problems == []
 
 
+def test_the_likeliest_labels_are_on_number_keys(changed, watched):
+    page, store = reviewing(watched, changed), changed.wiring.store
+    page.goto(f"{changed.url}/failures/r3")  # in no doubt, and without a suggestion
+    answer = httpx.post(f"{changed.url}/v1/tasks/intents/predict", json={"rows": [store.case("r3").interaction.inputs],
+                                                                         "top": 5}).json()  # fmt: skip
+    likely = [one["label"] for one in answer["predictions"][0]["top"]]
+    buttons = page.get_by_role("group", name="Likeliest labels, as intents answers now").get_by_role("button")
+    buttons.first.wait_for()
+    assert [button.inner_text().split()[0] for button in buttons.all()] == likely
+    page.evaluate(AXE)
+    assert page.evaluate("axe.run().then(r => r.violations.map(v => v.id))") == []
+    page.get_by_label("Reviewer").fill("Ann")
+    page.get_by_label("Reviewer").press("2")  # in a field a digit is a digit
+    assert page.get_by_label("Reviewer").input_value() == "Ann2"
+    page.keyboard.press("Escape")
+    page.keyboard.press("2")
+    page.locator(".note").wait_for()
+    assert (store.case("r3").expected, store.case("r3").reviewer) == (likely[1], "Ann2")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{changed.url}/failures/r2")
+    buttons.nth(4).click()
+    page.locator(".note").wait_for()
+    assert store.case("r2").expected is not None
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.goto(f"{changed.url}/failures/r4")  # free text has no labels
+    page.wait_for_timeout(300)
+    assert page.locator("#likeliest").count() == 0
+    assert watched.problems == []
+
+
 def test_j_and_k_walk_through_the_queue(site, watched):
     watched.page.goto(f"{site.url}/failures")
     ids = [link.get_attribute("href").split("/")[-1] for link in watched.page.locator(".cases a").all()]

@@ -120,8 +120,13 @@ class Served:
 
     def labels(self, task: str) -> tuple[str, ...]:
         """List the labels of a task, where it is served and has some."""
-        shapes = (each.artifact.signature for each in self.artifacts())
-        return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
+        served = self.labelling(task)
+        return () if served is None else served.artifact.signature.labels
+
+    def labelling(self, task: str) -> ServedArtifact | None:
+        """Find an artifact that is served for a task and chooses one of its labels."""
+        shapes = ((each, each.artifact.signature) for each in self.artifacts())
+        return next((each for each, shape in shapes if shape.task == task and shape.kind == "category"), None)
 
     def schedulers(self) -> list[tuple[str, Scheduler]]:
         """List the threads that run engines, with the names of their models."""

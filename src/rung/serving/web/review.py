@@ -13,15 +13,17 @@ from urllib.parse import quote, unquote, urlencode
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from rung.errors import DataError
+from rung.errors import DataError, RungError
 from rung.feedback.corrections import matched_label
 from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, ReviewCase
 from rung.feedback.store import FeedbackStore
 from rung.serving.context import context_of, reviewers_only
+from rung.serving.endpoints import ranked
 from rung.serving.limits import Refused
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 
 DifferenceKind = Literal["same", "gone", "new"]
+LIKELIEST = 5  # labels on the keys 1 to 5
 MAX_WORDS = 2000  # of both texts together; the time of matching grows with their product
 SHOWN = 50  # cases of one list
 REVIEWER = "rung_reviewer"  # the cookie with the reviewer's name
@@ -158,6 +160,23 @@ def difference(identity: str, request: Request, store: Store, form: FormValues) 
     """Show what a correction changes while it is typed."""
     actual = _case(store, identity).interaction.actual
     return page(request, "difference", "Difference", pieces=differences(actual, form.get("expected", "")))
+
+
+@router.get("/{identity}/labels")
+async def likeliest(identity: str, request: Request, store: Store) -> Response:
+    """Show the likeliest labels of a case's inputs as buttons, as the artifact that is served for the task answers."""
+    context, interaction = context_of(request), _case(store, identity).interaction
+    served, top, problem = context.server.served.labelling(interaction.task), list[tuple[str, float]](), ""
+    if served is not None:
+        context.admit(1)
+        try:
+            ((answer, _),) = await context.answer_rows(served, [dict(interaction.inputs)])
+            top = ranked(served, answer.probabilities)[:LIKELIEST] if answer.probabilities else []
+        except RungError as error:
+            problem = str(error)
+    if not top and not problem:
+        return Response(status_code=204)
+    return page(request, "labels", "Labels", served=served, top=top, problem=problem)
 
 
 def _page(
