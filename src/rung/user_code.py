@@ -23,6 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rung.errors import ConfigError, Location, MachineError
+from rung.machine import only_ours
 
 FOLDERS = "RUNG_TRUST"  # environment variable: folders whose code may run, with `:` between them
 HOSTS = "RUNG_API_HOSTS"  # environment variable: hosts to which texts and keys may go, with commas between them
@@ -108,8 +109,7 @@ def allowed(permit: Permit) -> bool:
         status = file.lstat()
     except OSError:
         return False
-    private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISREG(status.st_mode) and private and status.st_uid in (os.geteuid(), 0)
+    return stat.S_ISREG(status.st_mode) and only_ours(status)
 
 
 def missing(permits: Iterable[Permit]) -> list[Permit]:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import signal
+import queue
 import subprocess
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rung import errors
 from rung.errors import Location, RungError
+from rung.machine import end_group
+
+READER_SECONDS = 5.0  # on Windows, what the process has started may still hold its pipe
 
 
 class WorkerError(Exception):
@@ -52,7 +54,11 @@ class WorkerProcess:
             env=None if environment is None else {**os.environ, **environment},
             start_new_session=True,  # so that it can be killed with every process that it starts
         )  # fmt: skip
-        self._unread = b""
+        # A thread reads, since Windows cannot wait for a pipe until a deadline.
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        arguments = (self.process.stdout, self._lines)
+        self._reader = threading.Thread(target=_queue_lines, args=arguments, name=f"replies of {module}", daemon=True)
+        self._reader.start()
 
     def call(self, name: str, *arguments: Any, seconds: float | None = None) -> Any:
         """Call a function of the worker and return its result.
@@ -64,16 +70,15 @@ class WorkerProcess:
             WorkerError: the function raised another exception.
         """
         assert self.process.stdin is not None
-        deadline = None if seconds is None else time.monotonic() + seconds
         try:
             self.process.stdin.write(json.dumps({"call": name, "arguments": arguments}).encode() + b"\n")
             self.process.stdin.flush()
-            line = self._line(deadline)
+            line = self._lines.get(timeout=seconds)
         except BrokenPipeError:
             line = b""
-        if line is None:
+        except queue.Empty:
             self.close()
-            raise WorkerTimeoutError(f"it took longer than {seconds:g} seconds and was ended")
+            raise WorkerTimeoutError(f"it took longer than {seconds:g} seconds and was ended") from None
         if not line:
             code = self.process.wait()
             self.close()
@@ -87,30 +92,23 @@ class WorkerProcess:
 
     def close(self, grace: float = 0.0) -> None:
         """End the process and every process that it started, after `grace` seconds in which it may end by itself."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         if grace:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(grace)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        end_group(self.process)
         self.process.wait()
+        self._reader.join(READER_SECONDS)
 
-    def _line(self, deadline: float | None) -> bytes | None:
-        """The next line; empty at the end of the process, None at the deadline."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._unread:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self.process.stdout], [], [], left)[0]:
-                return None
-            piece = os.read(self.process.stdout.fileno(), 1 << 16)
-            if not piece:
-                return b""
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+
+def _queue_lines(replies: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
+    """Queue the lines of a process, and an empty one at its end."""
+    with replies:
+        for line in replies:
+            lines.put(line if line.endswith(b"\n") else b"")
+    lines.put(b"")
 
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:

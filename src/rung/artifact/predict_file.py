@@ -7,7 +7,6 @@ resumed run must have the same hashes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ from rung.data.examples import column, read_inputs, read_row
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
+from rung.machine import lock_file
 from rung.models.cache import file_sha256
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET, Progress
@@ -388,7 +388,7 @@ def only_writer(out: Path) -> Iterator[IO[str]]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a+", encoding="utf-8", opener=_private) as target:
         try:
-            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(target.fileno(), wait=False)
         except BlockingIOError as busy:
             raise ConfigError(
                 "file-in-use", f"another process is writing {out}", hint="wait for it, or choose another --out"

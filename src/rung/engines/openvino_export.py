@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rung.errors import EngineError
+from rung.machine import peak_memory_of_children
 from rung.models.cache import cache_dir, publish, recall, remember
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
@@ -119,8 +119,7 @@ def _remember(weights: int, precision: ExportPrecision, seconds: float) -> None:
     known = json.loads(recall(f"openvino-export-{precision}") or "null")
     if known and known["weights"] > weights:
         return
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest process that has ended
-    values = {"weights": weights, "seconds": seconds, "memory": memory}
+    values = {"weights": weights, "seconds": seconds, "memory": peak_memory_of_children()}
     remember(f"openvino-export-{precision}", json.dumps(values))
 
 

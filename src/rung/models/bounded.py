@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rung.errors import ConfigError, ModelError
+from rung.machine import limit_memory
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
 
 if TYPE_CHECKING:
@@ -151,10 +152,7 @@ def _refused(variables: Mapping[str, Any], why: str) -> ModelError:
 
 def main() -> None:
     """Answer calls until stdin ends."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(MEMORY)
     serve({"text": _bounded_text, "names": _names, "found": _found})
 
 

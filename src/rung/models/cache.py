@@ -100,6 +100,8 @@ def _open_up(folder: Path) -> None:
 
 
 def _flush_one(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder, and writes the names in it at once
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

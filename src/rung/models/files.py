@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+            try:
+                lock_file(lock.fileno(), wait=False)
+            except BlockingIOError:
+                waiting()
+                lock_file(lock.fileno())
 from pathlib import Path
 
 from rung.errors import ConfigError, MachineError, RungError
+from rung.machine import lock_file
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _SPACE = "free some space, or set RUNG_CACHE to a folder on another disk, and run the same command again: it resumes"
@@ -104,10 +107,10 @@ def locked(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     while True:
         with file.open("a") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(lock.fileno(), wait=False)
             except BlockingIOError:
                 waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock_file(lock.fileno())
             try:
                 if not os.path.samestat(os.fstat(lock.fileno()), file.stat()):
                     continue
@@ -116,5 +119,6 @@ def locked(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             try:
                 yield
             finally:
-                file.unlink(missing_ok=True)
+                with suppress(PermissionError):  # Windows keeps a file while it is open, and that holds nobody up
+                    file.unlink(missing_ok=True)
             return

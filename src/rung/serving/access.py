@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import threading
@@ -23,6 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
+from rung.machine import only_ours
 from rung.models.files import locked, write_atomically
 from rung.serving.limits import Refused
 
@@ -47,8 +47,7 @@ class ApiKey:
 def read_keys(file: Path) -> list[ApiKey]:
     """Read a key file; raise ConfigError if it cannot be read, if others may write it, or if a line is not a key."""
     try:
-        status = file.stat()
-        if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
+        if not only_ours(file.stat()):
             hint = f"chown it to the user of the server, and: chmod 600 {file}"
             raise ConfigError("key-file-unsafe", f"others may write {file}, and so make keys", hint=hint)
         lines = file.read_text("utf-8").splitlines()

@@ -8,13 +8,13 @@ never keep others out.
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from rung.machine import files_allowed
 from rung.serving.limits import RequestLimits
 
 SPARE_FILES = 256  # descriptors that are not for clients: models, store, sockets to processes
@@ -31,13 +31,7 @@ class OpenConnections:
 
     def most(self) -> int:
         """How many may be open: as many as the limits say, if the process may open so many files."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self.limits.connections + SPARE_FILES
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
-        return max(1, files - SPARE_FILES)
+        return max(1, files_allowed(self.limits.connections + SPARE_FILES) - SPARE_FILES)
 
 
 class BoundedConnection(H11Protocol):

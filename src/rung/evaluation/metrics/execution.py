@@ -13,13 +13,11 @@ program, which can still read what the user can read.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import secrets
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -35,6 +33,7 @@ from typing import IO, Any
 from rung.data.rows import Example
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
+from rung.machine import HAS_POSIX, end_group
 from rung.user_code import program_permit, require
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -274,8 +273,11 @@ def run_program(
     With tests, the program is not `__main__`, and it fails unless the tests reach their end.
 
     Raises:
-        MachineError: `network` is off, and this machine cannot isolate a program from the network.
+        MachineError: `network` is off, and this machine cannot isolate a program from the network; or on Windows.
     """
+    if not HAS_POSIX:
+        problem = "this system cannot limit a program's time and memory"
+        raise MachineError("execution-not-allowed", problem, hint="measure on Linux or macOS, or in WSL on Windows")
     isolation, token = () if network else _isolation(), secrets.token_hex()
     # The program may do anything to files in its folder: what it writes is read through descriptors from elsewhere.
     with (
@@ -315,8 +317,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
     except subprocess.TimeoutExpired:
         return f"stopped after {seconds:g} s"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and every process that it started
+        end_group(process)
         process.wait()
     return ""
 
