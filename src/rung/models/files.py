@@ -6,11 +6,8 @@ import errno
 import os
 import re
 import secrets
-            try:
-                lock_file(lock.fileno(), wait=False)
-            except BlockingIOError:
-                waiting()
-                lock_file(lock.fileno())
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rung.errors import ConfigError, MachineError, RungError
