@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -70,15 +71,44 @@ def read_object(file: Path, damaged: Damaged | None = None, most: int = MAX_BYTE
     return value
 
 
-def objects_of_lines(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of a file that Rung writes; an error names the line."""
+# ---- records that Rung writes and reads again: they end in the sha256 of the text before it
+
+
+def sealed(values: Mapping[str, Any], indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """Write an object of at least one key as JSON that ends in its own hash, by which `unsealed` finds damage."""
+    text = json.dumps(values, ensure_ascii=False, indent=indent, default=default)
+    body = text[:-1].rstrip()
+    before, after = (" ", "") if indent is None else ("\n" + " " * indent, "\n")
+    return f"{body},{before}{_seal(body.encode())}{after}}}"
+
+
+def unsealed(data: bytes, damaged: Damaged) -> dict[str, Any]:
+    """The object in a text by `sealed`."""
+    body, _, seal = data.rpartition(b",")
+    if seal.strip(b" \n") not in (f"{_seal(body)}{after}}}".encode() for after in ("", "\n")):
+        parse_json(data, damaged)  # which says more, where it is not even JSON
+        raise damaged("is not what was written there: its sha256 is another one")
+    values: dict[str, Any] = parse_json(body + b"}", damaged)
+    return values
+
+
+def read_sealed(file: Path, damaged: Damaged | None = None) -> dict[str, Any]:
+    """The object in a file by `sealed`."""
+    damaged = damaged or unreadable(file)
+    return unsealed(read_bytes(file, damaged), damaged)
+
+
+def sealed_lines(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
+    """The objects in lines by `sealed`; an error names the line."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line:
-            damaged = unreadable(Path(f"{file}:{number}"), "remove this line: what it recorded is made again")
-            value = parse_json(line, damaged)
-            if not isinstance(value, dict):
-                raise damaged("is not a JSON object")
-            yield value
+            yield unsealed(
+                line, unreadable(Path(f"{file}:{number}"), "remove this line: what it recorded is made again")
+            )
+
+
+def _seal(body: bytes) -> str:
+    return f'"sha256": "{hashlib.sha256(body).hexdigest()}"'
 
 
 Path_ = tuple[str | int, ...]

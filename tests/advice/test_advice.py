@@ -12,6 +12,7 @@ from rung.data.sections import Needs
 from rung.machine import Machine
 from rung.rungs import names, registered
 from rung.task import Task
+from rung.yamlfile import sealed
 
 MACHINE = Machine(2, 8 * 2**30, 100e9)
 EMBEDDED = ModelFacts("embedded", False, False, 134_515_008, 8192)
@@ -240,7 +241,7 @@ def test_the_latest_run_of_the_task_is_found(task, tmp_path):
     for number, (name, fingerprint) in enumerate((("intents", task.fingerprint()), ("intents", "old"), ("other", "x"))):
         folder = tmp_path / f"run{number}"
         folder.mkdir()
-        (folder / "climb.json").write_text(json.dumps({"task": name, "task_fingerprint": fingerprint}))
+        (folder / "climb.json").write_text(sealed({"task": name, "task_fingerprint": fingerprint}))
         (folder / "report.json").write_text("{}")
         os.utime(folder / "report.json", (number, number))
     assert latest_run(task, tmp_path) == (tmp_path / "run1", False)

@@ -33,6 +33,7 @@ from rung.data.sources import read_rows
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.progress import Quiet
 from rung.prompts.prompt import Prompt
+from rung.yamlfile import sealed
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +387,7 @@ def test_a_run_folder_stands_for_its_recommended_artifact(folder, artifact, tmp_
     (run / "climb.json").write_text("{}")
     with pytest.raises(ArtifactError, match="recommends nothing yet"):
         Artifact.load(run)
-    (run / "report.json").write_text('{"recommended": "few-shot"}')
+    (run / "report.json").write_text(sealed({"recommended": "few-shot"}))
     assert Artifact.load(run).signature == artifact.signature
     assert command("run", run, "ab").stdout == command("run", folder, "ab").stdout
     assert json.loads(command("show", run, "--json").stdout) == json.loads(command("show", folder, "--json").stdout)

@@ -29,6 +29,7 @@ from rung.evaluation.scoring import summarize
 from rung.rungs import LoRA, build, names
 from rung.rungs.fine_tune import FineTune
 from rung.task import Task
+from rung.yamlfile import sealed
 
 BANKING77 = Path(__file__).parents[2] / "examples" / "banking77"
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
@@ -102,7 +103,7 @@ def test_a_finished_climb_resumes_at_once_with_the_same_answer(task, climbed, mo
 
 
 def test_a_torn_line_is_cut_off(tmp_path):
-    (tmp_path / "journal.jsonl").write_text('{"event": "fitted", "name": "a"}\n{"event": "fit')
+    (tmp_path / "journal.jsonl").write_text(sealed({"event": "fitted", "name": "a"}) + '\n{"event": "fit')
     store = RunStore(tmp_path)
     store.note("failed", name="b", reason="r")
     assert [entry["event"] for entry in RunStore(tmp_path).journal] == ["fitted", "failed", "spent"]

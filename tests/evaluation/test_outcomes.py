@@ -5,6 +5,7 @@ from dataclasses import replace
 from rung.evaluation.report.html import chart_svg, guide_section
 from rung.evaluation.report.words import outcomes
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.yamlfile import sealed
 
 
 def rung(name, **more):
@@ -78,7 +79,7 @@ def test_expected_and_measured_side_by_side():
 def test_advice_shows_the_latest_climb_beside_the_rules(small_task_file, tmp_path):
     run = tmp_path / "runs" / "intents"
     run.mkdir(parents=True)
-    (run / "climb.json").write_text(json.dumps({"task": "intents", "task_fingerprint": "an older one"}))
+    (run / "climb.json").write_text(sealed({"task": "intents", "task_fingerprint": "an older one"}))
     replace(RESULT, task="intents").write(run)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # typer's own use of click
         from typer.testing import CliRunner

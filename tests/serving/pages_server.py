@@ -1,6 +1,5 @@
 """A server with pages on loopback: label scores and free text on a tiny model, captured answers, two climbs."""
 
-import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from rung.feedback.registry import Registry
 from rung.feedback.trials import start
 from rung.serving.metrics import CAPTURE
 from rung.serving.web.site import PageSources
+from rung.yamlfile import sealed
 
 PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title = 'planted'\">"
 
@@ -68,7 +68,7 @@ def finished_run(folder, artifact):
         "intents", "accuracy", "tiny-llama", "torch", 0, "0.1.0", "2026-01-02T03:04:05+00:00", 371.0, None,
         "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []},
     )  # fmt: skip
-    (folder / "climb.json").write_text(json.dumps({"task": "intents"}))
+    (folder / "climb.json").write_text(sealed({"task": "intents"}))
     result.write(folder)
     (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
 
@@ -76,12 +76,15 @@ def finished_run(folder, artifact):
 def begun_run(folder):
     """A run folder of a climb that is under way, its last line not written to the end."""
     (folder / "rungs" / "few-shot-knn").mkdir(parents=True)
-    (folder / "climb.json").write_text(json.dumps({"task": "letters", "rungs": ["few-shot-knn", "lora"]}))
+    (folder / "climb.json").write_text(sealed({"task": "letters", "rungs": ["few-shot-knn", "lora"]}))
     (folder / "journal.jsonl").write_text(
-        '{"event": "fitted", "name": "few-shot-knn", "fit_seconds": 1.5}\n{"event": "spent", "seconds": 2.5}\n{"eve'
+        sealed({"event": "fitted", "name": "few-shot-knn", "fit_seconds": 1.5})
+        + "\n"
+        + sealed({"event": "spent", "seconds": 2.5})
+        + '\n{"eve'
     )
     rows = [{"split": "validation", "score": score} for score in (1.0, 0.0, 1.0, 1.0)]
-    (folder / "rungs" / "few-shot-knn" / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "rungs" / "few-shot-knn" / "predictions.jsonl").write_text("".join(sealed(r) + "\n" for r in rows))
 
 
 def begin_trial(server, served, challenger, pairs, mode="shadow"):

@@ -1,6 +1,5 @@
 """What the pages compute: quantiles, differences, progress of a climb, sessions."""
 
-import json
 import os
 
 import pytest
@@ -14,6 +13,7 @@ from rung.serving.metrics import KEPT, SECONDS, History, MetricsSample, quantile
 from rung.serving.web.general import polyline
 from rung.serving.web.review import MAX_WORDS, ReviewQuery, differences
 from rung.serving.web.runs import ArtifactProgress, progress_of, report_of, run_folder, run_folders, seconds_spent
+from rung.yamlfile import sealed
 
 
 def cumulative(**counts):
@@ -83,12 +83,12 @@ def test_differences_hold_both_texts_whatever_they_are():
 def climbing(tmp_path):
     folder = tmp_path / "letters"
     (folder / "rungs" / "zero-shot").mkdir(parents=True)
-    (folder / "climb.json").write_text(json.dumps({"task": "mail", "rungs": ["lora", "dora"]}))
+    (folder / "climb.json").write_text(sealed({"task": "mail", "rungs": ["lora", "dora"]}))
     lines = [{"event": "skipped", "name": "dora", "reason": "no time"}, {"event": "spent", "seconds": 2.5},
              {"event": "spent", "seconds": 1.5}]  # fmt: skip
-    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "fit')
+    (folder / "journal.jsonl").write_text("".join(sealed(line) + "\n" for line in lines) + '{"event": "fit')
     rows = [{"split": "validation", "score": 1.0}, {"split": "validation", "score": 0.5}, {"split": "test", "score": 0}]
-    (folder / "rungs" / "zero-shot" / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "rungs" / "zero-shot" / "predictions.jsonl").write_text("".join(sealed(r) + "\n" for r in rows))
     return folder
 
 

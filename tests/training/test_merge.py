@@ -22,6 +22,7 @@ from rung.rungs import LoRA
 from rung.training.adapters import Bottleneck
 from rung.training.changes import Patch
 from rung.training.peft import PeftAdapter, peft, quiet_peft
+from rung.yamlfile import sealed
 
 ROWS = [{"text": text} for text in ("ab", "ba ab", "c a b", "abba", "bab c")]
 
@@ -206,8 +207,8 @@ def test_the_card_says_what_is_known_and_no_row(zero, tmp_path):
         "engine": "torch", "seed": 0, "rungs": [entry, {**entry, "name": "zero-shot", "score": 0.5}],
         "data": {"splits": {"train": {"kept": 12}, "test": {"kept": 40}}},
     }  # fmt: skip
-    (run / "report.json").write_text(json.dumps(report))
-    (run / "climb.json").write_text(json.dumps({"data_fingerprint": "d" * 16}))
+    (run / "report.json").write_text(sealed(report))
+    (run / "climb.json").write_text(sealed({"data_fingerprint": "d" * 16}))
     loaded = Artifact.load(folder)
     export(loaded, "huggingface", tmp_path / "model", rows=ROWS, source="mine", known=evidence(folder, "lora"))
     text = (tmp_path / "model" / "README.md").read_text()

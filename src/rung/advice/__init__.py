@@ -16,7 +16,7 @@ from rung.data.rows import Data
 from rung.machine import Machine, this_machine
 from rung.rungs import Registration, registered
 from rung.task import Task
-from rung.yamlfile import read_object
+from rung.yamlfile import read_sealed
 
 __all__ = ["Advice", "Expectation", "advise"]
 
@@ -86,7 +86,7 @@ def latest_run(task: Task, runs: Path) -> tuple[Path, bool] | None:
     """The folder of the task's latest finished climb, and whether the task file is still the same."""
     finished = []
     for report in runs.glob("*/report.json"):
-        identity = read_object(report.parent / "climb.json")
+        identity = read_sealed(report.parent / "climb.json")
         if identity.get("task") == task.name:
             same = identity.get("task_fingerprint") == task.fingerprint()
             finished.append((report.stat().st_mtime, report.parent, same))

@@ -22,7 +22,7 @@ from typing import Any
 
 from rung.errors import ArtifactError
 from rung.models.cache import file_sha256
-from rung.yamlfile import read_object
+from rung.yamlfile import read_object, read_sealed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ def artifact_folder(folder: Path) -> Path:
     if not report.is_file():
         hint = "finish it with `rung climb TASK --resume`, or name an artifact below its folder `rungs`"
         raise ArtifactError("wrong-folder", f"the climb in {folder} recommends nothing yet", hint=hint)
-    name = str(read_object(report, partial(damaged, report)).get("recommended"))
+    name = str(read_sealed(report, partial(damaged, report)).get("recommended"))
     if name in (".", "..") or name != Path(name).name:
         raise damaged(report, "does not name the recommended artifact")
     return folder / "rungs" / name / "artifact"
@@ -82,9 +82,12 @@ def check_manifest(folder: Path) -> None:
     if not manifest.is_file():
         hint = "give the run folder of a finished climb, or the folder that `Artifact.save` wrote"
         raise ArtifactError("wrong-folder", f"{folder} is not an artifact: it has no {MANIFEST}", hint=hint)
-    listed = read_object(manifest, partial(damaged, manifest), MAX_SETTINGS).get("sha256")
+    values = read_object(manifest, partial(damaged, manifest), MAX_SETTINGS)
+    listed = values.get("sha256")
     if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
         raise damaged(manifest, "lists no hashes")
+    if values != {"format": FORMAT, "sha256": listed}:
+        raise damaged(manifest, f"is not of format {FORMAT}")
     present = set()
     for number, file in enumerate(folder.rglob("*")):
         if number == MAX_FILES:

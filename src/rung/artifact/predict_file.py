@@ -31,7 +31,7 @@ from rung.machine import lock_file
 from rung.models.cache import file_sha256
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET, Progress
-from rung.yamlfile import objects_of_lines, read_bytes, read_object, unreadable
+from rung.yamlfile import read_bytes, read_object, sealed_lines, unreadable
 
 BATCH = 64  # rows answered together and written before the next are read
 
@@ -425,7 +425,7 @@ def rows_of(folder: Path, data: Path | None, least: int = 1) -> list[dict[str, A
     if data is not None:
         rows = [record.values for record in read_rows(data)]
     elif answered.is_file():
-        lines = objects_of_lines(read_bytes(answered, unreadable(answered)), answered)
+        lines = sealed_lines(read_bytes(answered, unreadable(answered)), answered)
         rows = [line["inputs"] for line in lines]
     else:
         hint = "name a file with rows: --data rows.csv"

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
 from rung.rungs.linear import design, logistic
-from rung.yamlfile import objects_of_lines
+from rung.yamlfile import sealed, sealed_lines
 
 Numbers = npt.NDArray[np.int64]
 
@@ -384,13 +383,15 @@ def decisions(run: Path, rows: Sequence[str], best: str = "") -> int:
         torn = "\n" if text and not text.endswith("\n") else ""
         for line in text.splitlines():
             try:
-                entries += objects_of_lines(line.encode(), ledger)
-            except ConfigError:  # a line that a kill cut short: that climb enters itself again when it is resumed
+                entries += sealed_lines(line.encode(), ledger)
+            except (
+                ConfigError
+            ):  # a line that a kill cut short, or that is damaged: that climb enters itself again when it is resumed
                 continue
     runs = [each["run"] for each in entries if each.get("rows") == key]
     if run.name in runs:
         return runs.index(run.name) + 1
     if best:
         with writing(ledger.name, ledger.parent), ledger.open("a", encoding="utf-8") as file:
-            file.write(f"{torn}{json.dumps({'rows': key, 'run': run.name, 'recommended': best})}\n")
+            file.write(f"{torn}{sealed({'rows': key, 'run': run.name, 'recommended': best})}\n")
     return len(runs) + 1

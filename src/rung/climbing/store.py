@@ -7,6 +7,8 @@ rungs/NAME/predictions.jsonl     one line per answered row, appended batch by ba
 rungs/NAME/folds/I/artifact/     with folds: the one made without the rows of fold I; removed at the end
 rungs/NAME/parts/P/              predictions of an artifact after P percent of its training
 report.json, report.html         at the end
+
+Every line and every JSON file ends in its sha256, so that reading finds damage; report.html is for people alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET
-from rung.yamlfile import objects_of_lines, unreadable
+from rung.yamlfile import read_sealed, sealed, sealed_lines, unreadable
 
 RESUME = "free some space, then go on with the same command and --resume"
 NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced
@@ -63,7 +65,7 @@ class RunStore:
         spent = {"seconds": round(now - self._noted, 3), "endpoints": asdict(paid - self._noted_paid)}
         lines = [{"event": event, **values}, {"event": "spent", **spent}]
         self._noted, self._noted_paid = now, paid
-        _append_lines(self.folder / "journal.jsonl", [json.dumps(line, ensure_ascii=False) for line in lines])
+        _append_lines(self.folder / "journal.jsonl", [sealed(line) for line in lines])
         self.journal += lines
 
     def noted(self, event: str, **values: Any) -> dict[str, Any] | None:
@@ -131,16 +133,16 @@ class RunStore:
         known = self.predictions(name)
         file = self.folder / "rungs" / name / "predictions.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        _append_lines(file, [json.dumps(asdict(row), ensure_ascii=False) for row in rows])
+        _append_lines(file, [sealed(asdict(row)) for row in rows])
         known.update({(row.split, row.id): row for row in rows})
 
 
 def engine_of_run(root: Path, identity: Mapping[str, Any]) -> str | None:
     """The engine of the latest run of the same climb, whatever engine that is; None if there is no such run."""
     for folder in reversed([folder for folder in _numbered(root, identity["task"]) if folder.exists()]):
-        with suppress(OSError, ValueError):
-            known = json.loads((folder / "climb.json").read_text("utf-8"))
-            if isinstance(known, dict) and {**known, "engine": None} == {**identity, "engine": None}:
+        with suppress(ConfigError):  # it is not there, or damaged
+            known = read_sealed(folder / "climb.json")
+            if {**known, "engine": None} == {**identity, "engine": None}:
                 return str(known["engine"])
     return None
 
@@ -156,7 +158,7 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
     rungs. Folders are never overwritten: `banking77`, `banking77-2`, ... Raises ConfigError if the folder cannot be
     made.
     """
-    text = json.dumps(identity, sort_keys=True, indent=2)
+    text = sealed(json.loads(json.dumps(identity, sort_keys=True)), indent=2)
     numbered = _numbered(root, identity["task"])
     if resume:
         for folder in reversed([folder for folder in numbered if folder.exists()]):
@@ -190,7 +192,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if whole < len(data):
         with file.open("r+b") as out:
             out.truncate(whole)
-    return list(objects_of_lines(data[:whole], file))
+    return list(sealed_lines(data[:whole], file))
 
 
 def watch_lines(file: Path) -> list[dict[str, Any]]:
@@ -198,4 +200,4 @@ def watch_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     data = file.read_bytes()
-    return list(objects_of_lines(data[: data.rfind(b"\n") + 1], file))
+    return list(sealed_lines(data[: data.rfind(b"\n") + 1], file))

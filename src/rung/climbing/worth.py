@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rung.data.rows import LABELLED
 from rung.errors import ConfigError
 from rung.rungs.base import Rung
-from rung.yamlfile import read_object
+from rung.yamlfile import read_sealed
 
 _NORMAL = NormalDist()
 # Mean and standard deviation of the share of the gap that a family closes, for labels and for written answers.
@@ -156,8 +156,8 @@ def _measured(reports: Iterable[Path], kind: str) -> Iterable[tuple[str, str, fl
     """The rungs of earlier climbs: name, family, score, and that of their base."""
     for file in reports:
         try:
-            identity = read_object(file.parent / "climb.json")
-            rungs: list[dict[str, Any]] = read_object(file)["rungs"]
+            identity = read_sealed(file.parent / "climb.json")
+            rungs: list[dict[str, Any]] = read_sealed(file)["rungs"]
             if identity.get("kind") != kind:
                 continue
             scores = {tuple(rung["path"]): rung["score"] for rung in rungs if rung["score"] is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,7 +10,7 @@ from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.models.files import write_atomically
 from rung.progress import card
-from rung.yamlfile import read_object, unreadable
+from rung.yamlfile import read_sealed, sealed, unreadable
 
 # `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
 # have no score.
@@ -222,13 +221,13 @@ class ClimbResult:
 
     def write(self, folder: Path) -> None:
         """Write `report.json`, atomically."""
-        write_atomically(folder / "report.json", json.dumps(asdict(self), ensure_ascii=False, indent=1))
+        write_atomically(folder / "report.json", sealed(asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read `report.json`; a damaged one is a ConfigError."""
         damaged = unreadable(folder / "report.json", "climb again with `--resume`: what was measured is kept")
-        values = read_object(folder / "report.json", damaged)
+        values = read_sealed(folder / "report.json", damaged)
         try:
             rungs = tuple(
                 RungResult(**{

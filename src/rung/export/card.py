@@ -14,7 +14,7 @@ from rung.artifact.artifact import Artifact
 from rung.evaluation.report.words import TRAINING_DATA, training_data_lines
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
-from rung.yamlfile import read_object
+from rung.yamlfile import read_object, read_sealed
 
 ExportFormat = Literal["peft", "huggingface", "openvino", "gguf"]
 
@@ -40,9 +40,9 @@ def evidence(folder: Path, name: str) -> Evidence | None:
     run = folder.parents[2] if len(folder.parents) > 2 else folder
     if folder != run / "rungs" / name / "artifact" or not (run / "report.json").is_file():
         return None
-    report = read_object(run / "report.json")
+    report = read_sealed(run / "report.json")
     result = next((entry for entry in report["rungs"] if entry["name"] == name), None)
-    identity = read_object(run / "climb.json") if (run / "climb.json").is_file() else {}
+    identity = read_sealed(run / "climb.json") if (run / "climb.json").is_file() else {}
     return None if result is None else Evidence(report, result, identity)
 
 

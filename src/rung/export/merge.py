@@ -19,7 +19,7 @@ from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
-from rung.yamlfile import objects_of_lines, read_bytes, unreadable
+from rung.yamlfile import read_bytes, sealed_lines, unreadable
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def known_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
     predictions = folder.resolve().parent / "predictions.jsonl"
     if not predictions.is_file():
         return [], ""
-    rows = islice(objects_of_lines(read_bytes(predictions, unreadable(predictions)), predictions), PROMPTS)
+    rows = islice(sealed_lines(read_bytes(predictions, unreadable(predictions)), predictions), PROMPTS)
     return [row["inputs"] for row in rows], "rows of its climb"
 
 

@@ -8,7 +8,6 @@ failures on the training side were also trained on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from rung.models.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build, registered
 from rung.task import Task
-from rung.yamlfile import read_object
+from rung.yamlfile import read_sealed, sealed
 
 IMPROVEMENT = "improvement.json"
 CAPTURED = 1000  # of the newest requests, which are compared with the test rows
@@ -127,7 +126,7 @@ def improve(
     texts, test = ([prompt.question(row) for row in rows] for rows in (captured, [row.inputs for row in data.test]))
     moved = shift(texts, test, seed=options.seed)
     improvement = Improvement(run, served, recommended, better, taken, names, reason, comparison, outcome, moved)
-    write_atomically(run.folder / IMPROVEMENT, json.dumps(improvement.as_dict(), indent=1))
+    write_atomically(run.folder / IMPROVEMENT, sealed(improvement.as_dict(), indent=1))
     return improvement
 
 
@@ -209,4 +208,4 @@ def read_improvement(run: Path) -> dict[str, Any]:
     if not file.is_file():
         hint = "give the run folder that `rung improve` named"
         raise ConfigError("wrong-folder", f"{run} has no {IMPROVEMENT}", hint=hint)
-    return read_object(file)
+    return read_sealed(file)

@@ -10,7 +10,6 @@ and if a kill prevented that, before the next switch.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -30,7 +29,7 @@ from rung.feedback.records import ABTest, Promotion, command
 from rung.feedback.store import FeedbackStore
 from rung.models.cache import publish
 from rung.models.files import locked, write_atomically
-from rung.yamlfile import read_object
+from rung.yamlfile import read_sealed, sealed
 
 POINTER = "current"
 TRIAL = "trial"
@@ -142,7 +141,7 @@ class Registry:
         if not file.exists():
             return None
         try:
-            values = read_object(file, lambda what: ArtifactError("artifact-damaged", f"{file} {what}", hint=hint))
+            values = read_sealed(file, lambda what: ArtifactError("artifact-damaged", f"{file} {what}", hint=hint))
             for moment in {"at", "ended"} & values.keys():
                 values[moment] = values[moment] and datetime.fromisoformat(values[moment])
             return kind(**values)
@@ -150,7 +149,7 @@ class Registry:
             raise ArtifactError("artifact-damaged", f"{file} cannot be read: {error}", hint=hint) from error
 
     def _write(self, name: str, record: Promotion | ABTest) -> None:
-        write_atomically(self.folder / name, json.dumps(asdict(record), indent=1, default=datetime.isoformat))
+        write_atomically(self.folder / name, sealed(asdict(record), 1, default=datetime.isoformat))
 
     def _entered(self, store: FeedbackStore) -> Promotion | None:
         """The current record, which is entered in the store in case a kill prevented that."""

@@ -15,7 +15,7 @@ from rung.errors import ConfigError
 from rung.evaluation.report.words import against, costs, delta_text, gap_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
-from rung.yamlfile import read_object
+from rung.yamlfile import read_sealed
 
 STALE = 600.0  # seconds without a write, after which a climb counts as stopped
 WIDTH = 200.0  # of a drawn interval, in units of its view box
@@ -60,7 +60,7 @@ def _described(folder: Path) -> RunFolder:
 
 def _identity(folder: Path) -> dict[str, Any]:
     try:
-        return read_object(folder / "climb.json")
+        return read_sealed(folder / "climb.json")
     except ConfigError:
         return {}  # the climb is writing it at this moment, before any other file; or it is damaged
 
