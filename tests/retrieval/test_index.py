@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.damage import check_flips
 
 from rung.data.rows import Span
 from rung.data.spec import Corpus
@@ -14,8 +15,9 @@ from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
 from rung.retrieval.fitting import learn_weight
 from rung.retrieval.index import MANIFEST, Index, SearchSettings
-from rung.retrieval.store import PassageTable
+from rung.retrieval.store import HINT, PassageTable
 from rung.task import Task
+from rung.yamlfile import read_sealed, sealed
 
 TOPICS = ("card payment", "wire transfer", "exchange rate", "lost passport", "交通 事故", "größe der schachtel")
 
@@ -169,16 +171,33 @@ def test_another_encoder_is_an_error(built, base, encoder):
     assert found(again, "exchange rate") == ["docs/2.md"]
 
 
+def test_a_flipped_bit_of_an_index_is_found(built, base, tmp_path):
+    def read(folder):
+        index = Index.open(folder)
+        return index.manifest, index.search(["exchange rate"], 3)
+
+    check_flips(base / "index", tmp_path / "flips", read, HINT, ".lock")
+    (data, *_) = (base / "index").rglob("data/*")
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="was changed"):  # and is not what the next build starts from
+        build(base / "index", Corpus(files="docs"), base)
+    again = build(base / "index", Corpus(files="docs"), base, again=True)
+    assert found(again, "exchange rate") == ["docs/2.md"]
+
+
 def test_a_damaged_index_is_an_error(built, base):
     file = base / "index" / MANIFEST
-    whole = file.read_text()
+    whole, values = file.read_text(), read_sealed(file)
     file.write_text(whole.replace('"passages": 6', '"passages": 7'))
+    with pytest.raises(ArtifactError, match="its sha256 is another one"):
+        Index.open(base / "index")
+    file.write_text(sealed({**values, "passages": 7}))
     with pytest.raises(ArtifactError, match="has 6 passages instead of 7"):
         Index.open(base / "index")
     file.write_text(whole[:100])
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="is not JSON"):
         Index.open(base / "index")
-    file.write_text(whole.replace(f'"version": {built.manifest.version}', '"version": 99'))
+    file.write_text(sealed({**values, "version": 99}))
     with pytest.raises(ArtifactError, match="is damaged"):
         Index.open(base / "index")
     file.unlink()

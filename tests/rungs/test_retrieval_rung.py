@@ -29,6 +29,7 @@ from rung.retrieval.retriever import LOCATION
 from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, TfidfSentence, build, get
 from rung.task import Task
 from rung.training.examples import tokenize
+from rung.yamlfile import read_sealed, sealed
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "documents"
 
@@ -257,8 +258,8 @@ def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, 
     other = shutil.copytree(fitted.retriever.folder, tmp_path / "other")
     monkeypatch.setenv(LOCATION, str(other))
     assert Artifact.load(folder).retriever == replace(fitted.retriever, folder=other)
-    manifest = json.loads((other / "index.json").read_text())
-    (other / "index.json").write_text(json.dumps({**manifest, "tokens": 64}))
+    manifest = read_sealed(other / "index.json")
+    (other / "index.json").write_text(sealed({**manifest, "tokens": 64}))
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(folder)
     assert caught.value.code == "index-mismatch"

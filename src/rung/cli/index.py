@@ -138,6 +138,6 @@ def _note_changes(index: Index, task: Task) -> None:
 
 def _show(index: Index, json: bool) -> None:
     left_out = sum(problem.left_out for problem in index.manifest.problems)
-    contents = index.manifest.model_dump(exclude={"format", "table", "version"})
+    contents = index.manifest.model_dump(exclude={"format", "table", "files", "version"})
     values = {"folder": str(index.folder), "left_out": left_out, **contents}
     render.result(json, values, lambda: render.index(index))

@@ -25,8 +25,9 @@ from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import Chunk, Chunker
 from rung.retrieval.documents import CorpusSource, Listing, Problem, SourceDocument, list_sources, read_documents
 from rung.retrieval.formats import rejoined
-from rung.retrieval.index import FORMAT, Index, Manifest, read_manifest, terms
-from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location
+from rung.retrieval.index import FORMAT, Index, Manifest, check_files, read_manifest, terms
+from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location, table_hashes
+from rung.yamlfile import sealed
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -130,10 +131,12 @@ class _Build:
 
     def run(self, *, again: bool) -> None:
         """Bring table and manifest up to date."""
-        before = read_manifest(self.location)
-        if before is not None and (again or before.table != self.name):
+        before = None if again else read_manifest(self.location)  # it may be damaged
+        if again or (before is not None and before.table != self.name):
             self._withdraw(again=again)
             before = None
+        if before is not None:
+            check_files(self.location, before)
         if again:
             self.table.drop()
         listing = list_sources(self.corpus, self.base)
@@ -232,13 +235,14 @@ class _Build:
             dimension=self.encoder.embed([]).shape[1],
             tokens=self.tokens,
             table=self.name,
+            files=table_hashes(self.location, self.name),
             version=version,
             passages=self.table.count(),
             documents=len(self.wanted),
             sources={source.id: source.sha256 for source in listing.sources},
             problems=listing.problems,
         )
-        self.opened.publish(manifest.model_dump_json(indent=1))
+        self.opened.publish(sealed(manifest.model_dump(mode="json"), indent=1))
 
 
 def _passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:

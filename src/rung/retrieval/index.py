@@ -28,10 +28,13 @@ from rung.retrieval.store import (
     IndexLocation,
     PassageTable,
     condition,
+    is_of_lancedb,
     location_of,
     open_location,
+    table_hashes,
     unreachable,
 )
+from rung.yamlfile import unsealed
 
 FORMAT = 2  # of the table and of how documents are read and cut: another number means another index
 SPARE = 3  # times k: candidates looked at, as some may be duplicates
@@ -157,7 +160,8 @@ def terms(text: str) -> list[str]:
 class Manifest(BaseModel):
     """The content of an index. It is published last, so an index with a manifest is complete.
 
-    `sources` maps the files to their sha256, which is empty for what has none; `version` is that of the table.
+    `sources` maps the files to their sha256, which is empty for what has none; `files` does that for the table's own;
+    `version` is that of the table.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -170,6 +174,7 @@ class Manifest(BaseModel):
     dimension: int
     tokens: int
     table: str
+    files: dict[str, str]
     version: int
     passages: int
     documents: int
@@ -213,12 +218,15 @@ class Index:
         return index
 
     def _check_table(self) -> None:
+        check_files(self.folder, self.manifest)
         try:
             self._table.checkout(self.manifest.version)
             passages = self._table.count()
         except LookupError as problem:
             raise _damaged(self.folder, str(problem)) from problem
-        except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
+        except Exception as problem:
+            if not is_of_lancedb(problem):
+                raise
             if isinstance(self.folder, str):
                 raise unreachable(self.folder, problem) from problem
             raise _damaged(self.folder, str(problem).splitlines()[0]) from problem
@@ -323,10 +331,23 @@ def read_manifest(folder: IndexLocation) -> Manifest | None:
     try:
         if (text := open_location(folder).read()) is None:
             return None
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate(unsealed(text.encode(), lambda what: _damaged(folder, f"{MANIFEST} {what}")))
     except (ValidationError, ValueError) as problem:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {str(problem).splitlines()[0]}") from problem
     return manifest if manifest.format == FORMAT else None
+
+
+def check_files(folder: IndexLocation, manifest: Manifest) -> None:
+    """Compare the files of an index in a folder with their hashes.
+
+    A file that is not there is an error of LanceDB if this version needs it, else a newer build has removed it.
+
+    Raises:
+        ArtifactError: a file was changed.
+    """
+    for name, sha256 in table_hashes(folder, manifest.table).items():
+        if manifest.files.get(name, sha256) != sha256:
+            raise _damaged(folder, f"{name} was changed")
 
 
 def _damaged(folder: IndexLocation, what: str) -> ArtifactError:

@@ -24,7 +24,7 @@ from rung.data.spec import OBJECT_STORE_URL
 from rung.engines.api_options import check_reachable
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
-from rung.models.cache import cache_dir
+from rung.models.cache import cache_dir, known_sha256
 from rung.models.files import locked, write_atomically
 from rung.progress import Progress
 
@@ -319,8 +319,15 @@ def reached(address: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
+    except Exception as problem:
+        if not is_of_lancedb(problem):
+            raise
         raise unreachable(address, problem) from problem
+
+
+def is_of_lancedb(problem: Exception) -> bool:
+    """Whether LanceDB raises this where a table is missing, damaged or out of reach; a panic's class has no import."""
+    return isinstance(problem, ValueError | RuntimeError | OSError) or type(problem).__name__ == "RustPanic"
 
 
 def unreachable(address: str, problem: Exception) -> ArtifactError:
@@ -340,6 +347,7 @@ def unreachable(address: str, problem: Exception) -> ArtifactError:
 
 MANIFEST = "index.json"
 TABLES = "passages.lance"
+HINT = "latest_version_hint.json"
 STATE = "index"  # the table of an object store that holds what index.json does
 KEPT = timedelta(days=1)  # older states are removed; a reader may be reading a younger one
 
@@ -373,6 +381,18 @@ def published(location: IndexLocation) -> str:
         return hash_of([open_location(location).read()], 16)
     file = location / MANIFEST
     return str(file.stat().st_mtime_ns) if file.exists() else ""
+
+
+def table_hashes(location: IndexLocation, table: str) -> dict[str, str]:
+    """The sha256 of a table's files, by name; none of an object store, which keeps hashes of its own.
+
+    LanceDB never changes a file, except for its hint at the newest version, which no reader of Rung takes.
+    """
+    if isinstance(location, str):
+        return {}
+    folder = location.absolute() / TABLES / f"{table}.lance"
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != HINT)
+    return {str(file.relative_to(folder)): known_sha256(file) for file in files}
 
 
 class _Folder:
