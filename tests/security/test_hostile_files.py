@@ -28,7 +28,7 @@ from rung.models.gguf import read_metadata
 from rung.models.hub import check_folder
 from rung.models.reference import resolve
 from rung.task import Task
-from rung.yamlfile import read_object
+from rung.yamlfile import read_object, sealed
 
 DEEP = "[" * 100_000 + "]" * 100_000
 USER = [{"role": "user", "content": "hi"}]
@@ -140,7 +140,9 @@ MODELS = {
     "an adapter beside": ("adapter_config.json", '{"base_model_name_or_path": "/x"}', "model-unsupported"),
     **{
         f"a file {name}": (name, "x", "model-unsafe")
-        for name in ("a.pkl", "a.PT", "a.bin", "a.pkl.gz", "a.cloudpickle", "a.npz", "a.py", "a.pyw", "a.so.1", "a.whl")
+        for name in ("a.pkl", "a.PT", "a.bin", "a.pkl.gz", "a.cloudpickle", "a.npz", "a.py", "a.pyw", "a.so.1", "a.whl",
+                     "a.h5", "a.keras", "a.msgpack", "a.onnx", "a.onnx_data", "a.pb", "a.ot", "a.sav", "a.p", "a.tar",
+                     "a.zip", "a.nemo", "a.sh", "a.ipynb", "a.pyx", "a.mlmodel", "a.tflite", "a.torch")
     },
 }  # fmt: skip
 
@@ -292,7 +294,7 @@ def test_a_registry_stays_in_its_folder(tmp_path):
 
 @pytest.mark.parametrize("line", ["{broken", "\0", "[]", DEEP, "null", '{"event": "spent"}', "{}"])
 def test_a_damaged_line_of_a_journal_is_named(tmp_path, line):
-    good = '{"event": "spent", "seconds": 1.0, "endpoints": {}}'
+    good = sealed({"event": "spent", "seconds": 1.0, "endpoints": {}})
     (tmp_path / "journal.jsonl").write_text(f"{good}\n{line}\n{good}\n")
     refused("unreadable-file", lambda: RunStore(tmp_path), "journal.jsonl")
 
@@ -300,7 +302,7 @@ def test_a_damaged_line_of_a_journal_is_named(tmp_path, line):
 def test_a_damaged_prediction_is_named_with_its_line(tmp_path):
     file = tmp_path / "rungs" / "zero-shot" / "predictions.jsonl"
     file.parent.mkdir(parents=True)
-    file.write_text('{"id": 1}\n{"id": \n{"id": 3}\n')
+    file.write_text(sealed({"id": 1}) + '\n{"id": \n' + sealed({"id": 3}) + "\n")
     refused(
         "unreadable-file",
         lambda: RunStore(tmp_path).predictions("zero-shot"),

@@ -113,7 +113,15 @@ PICKLES = {
     ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".cloudpickle", ".npy", ".npz",
 }  # fmt: skip
 CODE = {".py", ".pyc", ".pyd", ".pyw", ".pyz", ".whl", ".egg", ".so", ".dll", ".dylib"}
+VERSION = re.compile(r"\.v?\d+")
 PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
+# What else a model folder may hold: weights and vocabularies that are data, and what only people read, such as LICENSE.
+# Files of other formats (Keras, Flax, ONNX, archives) may hold code or name further files.
+DATA = {".safetensors", ".gguf", ".json", ".jsonl", ".txt", ".jinja", ".model", ".tiktoken", ".vocab", ".xml"}
+PAPERS = {
+    "", ".md", ".rst", ".pdf", ".html", ".csv", ".tsv", ".yaml", ".yml", ".cff", ".bib", ".png", ".jpg", ".jpeg",
+    ".gif", ".svg", ".webp", ".log",
+}  # fmt: skip
 # Vocabularies map arbitrary text to numbers, so the keywords below mean nothing in them.
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
@@ -144,7 +152,7 @@ def check_folder(folder: Path) -> None:
         if not entry.is_file():
             raise _refused(entry, "is no regular file")
         suffixes = [suffix.lower() for suffix in entry.suffixes]
-        while len(suffixes) > 1 and (suffixes[-1] in PACKED or suffixes[-1][1:].isdigit()):  # x.pkl.gz, x.so.1
+        while len(suffixes) > 1 and (suffixes[-1] in PACKED or VERSION.fullmatch(suffixes[-1])):  # x.pkl.gz, x.so.1
             suffixes.pop()
         suffix = suffixes[-1] if suffixes else ""
         if suffix in CODE:
@@ -153,6 +161,8 @@ def check_folder(folder: Path) -> None:
         openvino = entry.suffix == ".bin" and entry.name.startswith("openvino_") and entry.with_suffix(".xml").exists()
         if suffix in PICKLES and not openvino:
             raise _refused(entry, "can hold pickled objects, which run code when they are loaded")
+        if suffix not in DATA | PAPERS and not openvino:
+            raise _refused(entry, "is of a format that Rung does not know as data")
         if suffix == ".json" and entry.name not in VOCABULARIES:
             _check_json(folder, entry)
     if (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
@@ -269,5 +279,5 @@ def _mentions(content: Any, key: str) -> bool:
 
 
 def _refused(file: Path, why: str) -> ModelError:
-    hint = "use a repository with plain safetensors weights, or remove the file"
+    hint = "remove it, or use a repository with safetensors weights: `rung models pull ORG/NAME` fetches data alone"
     return ModelError("model-unsafe", f"{file} {why}", hint=hint)
