@@ -129,7 +129,8 @@ def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
         except RungError as error:
             reply = {"error": error_to_dict(error)}
         except Exception as error:
-            traceback.print_exc()
+            if not isinstance(error, MemoryError | RecursionError):  # hostile templates and patterns end so
+                traceback.print_exc()
             reply = {"failed": f"{type(error).__name__}: {error}"}
         try:
             replies.write(json.dumps(reply).encode() + b"\n")
