@@ -1,6 +1,5 @@
 """The loop: what is trained on, what is held out, what is recommended against what is served, and its promotion."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -25,6 +24,7 @@ from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.rungs import Features
 from rung.task import Task
+from rung.yamlfile import read_sealed, sealed
 
 
 @pytest.fixture
@@ -204,10 +204,10 @@ def test_improved_promoted_and_watched(store, make, task, data, tmp_path, zero, 
     assert raised.value.code == "already-served"
 
     # A later artifact that breaks what was fixed once is stopped.
-    values = json.loads((improvement.climb.folder / "improvement.json").read_text())
+    values = read_sealed(improvement.climb.folder / "improvement.json")
     values |= {"served": promotion.artifact, "artifact": str(tmp_path / "weak")}
     values["failures"] |= {"regressions": ["r3"], "watched": 3}
-    (improvement.climb.folder / "improvement.json").write_text(json.dumps(values))
+    (improvement.climb.folder / "improvement.json").write_text(sealed(values))
     with pytest.raises(ThresholdError, match="1 of 3 failures"):
         promote(improvement.climb.folder, registry, store, reviewer="Ann")
     promote(improvement.climb.folder, registry, store, reviewer="Ann", accept_regressions=True)

@@ -1,5 +1,6 @@
 """Clients that leave, stall, flood or attack; engines that fail; a server that is told to end."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -17,7 +18,9 @@ from paced_engine import FakeEngine
 from pydantic import ValidationError
 from running_server import HELLO, running
 
+from rung.serving.access import Access
 from rung.serving.app import listen
+from rung.serving.context import ServerContext
 from rung.serving.limits import Refused, RequestLimits, check_json
 from rung.serving.schemas import ChatRequest
 from rung.serving.served import Served
@@ -433,3 +436,25 @@ def _reached(url):
         return httpx.get(f"{url}/ready").json() == {"status": "ready"}
     except httpx.ConnectError:
         return False
+
+
+def test_long_rows_are_answered_one_after_the_other():
+    """Side by side, a few of them would take the interpreter from all others."""
+    together, most = set(), []
+
+    def work(number):
+        together.add(number)
+        most.append(len(together))
+        time.sleep(0.05)
+        together.discard(number)
+
+    async def ask(long):
+        most.clear()
+        await asyncio.gather(*(server.answer(work, number, long=long) for number in range(4)))
+        return max(most)
+
+    server = ServerContext(Served(), Access(), RequestLimits(), None, None)
+    try:
+        assert (asyncio.run(ask(long=True)), asyncio.run(ask(long=False)) > 1) == (1, True)
+    finally:
+        server.close()

@@ -1,7 +1,6 @@
 """The pages in a real browser, against the real server on loopback."""
 
 import html
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pages_server import PLANTED, begin_trial, pages
 from browser import Watched
 from rung.feedback.registry import Registry
 from rung.serving.access import LOOPBACK_NAMES, Access, KeyRing, create_key, revoke_key
+from rung.yamlfile import sealed
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
          "/trials", "/trials/intents", "/load", "/nothing-here")  # fmt: skip
@@ -289,10 +289,10 @@ def test_an_improvement_is_promoted_only_against_what_is_served_and_with_open_ey
         "artifact": str(run / "rungs" / "few-shot-knn" / "artifact"), "better": True, "decision": "Use few-shot-knn.",
         "failures": failures,
     }  # fmt: skip
-    (run / "improvement.json").write_text(json.dumps(told))
+    (run / "improvement.json").write_text(sealed(told))
     page.goto(f"{changed.url}/promotions")
     assert page.get_by_role("button", name="Promote").count() == 0  # measured against something else
-    (run / "improvement.json").write_text(json.dumps({**told, "served": None}))
+    (run / "improvement.json").write_text(sealed({**told, "served": None}))
     page.reload()
     assert "3 of 4 trained on, 1 of 2 held out" in page.locator("article").inner_text()
     page.get_by_label("Your name").fill("Bob")

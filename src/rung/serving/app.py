@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,18 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 GRACE = 10.0  # seconds after the drain in which engines end; then the process ends without them
 _FORM = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")  # pydantic's names for the forms of a union
+M_ARENA_MAX = -8  # in glibc's malloc.h
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
+
+
+def _few_arenas() -> None:
+    """Let the threads of this process share two arenas of memory.
+
+    By default, glibc makes eight for each core, and what one thread gave back in its own is not used by the others:
+    64 clients of a TF-IDF head took 970 MB instead of 630.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 class HttpServer(uvicorn.Server):
@@ -64,6 +76,7 @@ class HttpServer(uvicorn.Server):
         # the event loop after 5 ms, which cost 3 % of the tokens of 32 clients.
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
+        _few_arenas()
         try:
             await super().serve(sockets)
         finally:

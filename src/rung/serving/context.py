@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 RENDERERS = 4  # threads that render and tokenize
+LONG = 20_000  # characters of rows that are answered one after the other where no engine bounds their length
 STATE = "rung.context"  # the key of a request's context in its ASGI scope
 
 
@@ -54,6 +55,9 @@ class ServerContext:
             self.metrics.watch("rung_shadow", SHADOW, lambda: shadows.counts)
         self._renderers = ThreadPoolExecutor(RENDERERS, "rung-render")
         self._answerers = ThreadPoolExecutor(limits.queue, "rung-answer")  # begins threads when they are needed
+        # Counting the terms of a long row takes the interpreter for as much as a second, and memory for each of its
+        # letters: side by side, a few such rows would leave the others no time.
+        self._long_answerer = ThreadPoolExecutor(1, "rung-answer-long")
 
     def find(self, name: str) -> Servable:
         """Look up a name; one under which nothing is served is refused."""
@@ -67,9 +71,10 @@ class ServerContext:
         """Run short work (rendering, tokenizing) off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._renderers, partial(work, *arguments, **options))
 
-    async def answer(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Run work that waits for an engine in a thread; there are enough for a full queue."""
-        return await asyncio.get_running_loop().run_in_executor(self._answerers, partial(work, *arguments))
+    async def answer(self, work: Callable[..., _Result], *arguments: Any, long: bool = False) -> _Result:
+        """Run work that waits for an engine in a thread; there are enough for a full queue, but one for `long` work."""
+        workers = self._long_answerer if long else self._answerers
+        return await asyncio.get_running_loop().run_in_executor(workers, partial(work, *arguments))
 
     def close(self) -> None:
         """End threads and engines when their work is done."""
@@ -77,6 +82,7 @@ class ServerContext:
             self.shadows.close()
         self._renderers.shutdown()
         self._answerers.shutdown()
+        self._long_answerer.shutdown()
         self.served.close()
 
 
@@ -116,7 +122,8 @@ class RequestContext:
         artifact, engine = scheduled(served)
         if engine is not None:
             self.exits.callback(engine.leave)
-        answers = await self.server.answer(answers_of, artifact, rows, served.base)
+        long = engine is None and sum(len(str(value)) for row in rows for value in row.values()) > LONG
+        answers = await self.server.answer(answers_of, artifact, rows, served.base, long=long)
         return list(zip(answers, finish_reasons(engine, len(rows)), strict=True))
 
     def record(
