@@ -1,6 +1,6 @@
 """kill -9 at random moments: what was acknowledged is there, and what is run again ends like an undisturbed run.
 
-    python benchmarks/kills.py                          # 100 kills of each kind; an hour on two quiet cores
+    python benchmarks/kills.py                          # 100 kills of each kind; minutes on two cores
     python benchmarks/kills.py --kills 20 --kinds climb training
 
 kind        what is killed, and what must hold
@@ -16,6 +16,7 @@ A command that is resumed after each kill is killed at most ten times in a row, 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -26,15 +27,26 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _common import finish
 
-RUNG = [sys.executable, "-W", "ignore", "-m", "rung"]
 MOST_IN_A_ROW = 10
+SAID = Path("said.txt")  # in the folder of a command: what it printed
+# What commands import, for all of them once; LanceDB starts a thread when it is imported, which no fork has.
+IMPORTED = (
+    "rung.cli.main", "rung.cli.climb", "rung.climbing.run", "rung.climbing.conclude", "rung.evaluation.report.html",
+    "rung.rungs", "rung.training.loop", "rung.engines.torch_engine", "rung.feedback.registry", "rung.feedback.database",
+    "torch", "transformers", "transformers.models.llama.modeling_llama", "peft", "sklearn.linear_model",
+    "sklearn.feature_extraction.text", "scipy.stats", "sentence_transformers", "matplotlib.pyplot", "alembic.command",
+    "pyarrow",
+)  # fmt: skip
 TASK = """name: kills
 instruction: Which thing is this about?
 inputs: [text]
@@ -60,37 +72,86 @@ for n in range(int(sys.argv[2]), 10**9):
 """
 
 
+@dataclass(frozen=True)
+class Command:
+    """The words after `rung`, and what its environment has besides this process's."""
+
+    words: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
 class Moments:
     """Starts commands and kills them at random moments of the time that they take undisturbed."""
 
     def __init__(self, seed: int) -> None:
         self.random, self.kills = random.Random(seed), 0
 
-    def disturb(self, command: list[str], folder: Path, longest: float) -> bool:
+    def disturb(self, command: Command, folder: Path, longest: float) -> bool:
         """Run the command in the folder; say whether it ended before its kill."""
-        with subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        ) as process:
-            try:
-                _, said = process.communicate(timeout=self.random.uniform(0, longest))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                self.kills += 1
-                return False
-        if process.returncode != 0:
-            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{said.decode()}")
-        return True
+        process, deadline = begun(command, folder), time.perf_counter() + self.random.uniform(0, longest)
+        while time.perf_counter() < deadline:
+            if (status := ended(process)) is not None:
+                check(command, folder, status)
+                return True
+            time.sleep(0.001)
+        os.killpg(process, signal.SIGKILL)  # with the processes that it started
+        os.waitpid(process, 0)
+        self.kills += 1
+        return False
 
 
-def whole(command: list[str], folder: Path) -> str:
+def begun(command: Command, folder: Path) -> int:
+    """Start `rung` in a folder, as a fork of this process: what is imported is there, so that kills meet real work."""
+    if (process := os.fork()) != 0:
+        with suppress(OSError):
+            os.setpgid(process, process)
+        return process
+    try:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        os.environ.update(command.environment)
+        with SAID.open("wb") as said, Path(os.devnull).open("rb") as nothing:
+            for source, target in ((nothing, 0), (said, 1), (said, 2)):
+                os.dup2(source.fileno(), target)
+        sys.argv = ["rung", *command.words]
+        from rung.cli.main import main
+
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without the parent's finalizers, which would remove its temporary folders
+
+
+def ended(process: int) -> int | None:
+    """The exit status of a process that has ended."""
+    done, status = os.waitpid(process, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
+
+
+def check(command: Command, folder: Path, status: int) -> None:
+    """End the benchmark where a command has failed; one whose work the killed one before has done is right."""
+    if status != 0:
+        said = (folder / SAID).read_text("utf-8", errors="replace")
+        if "already-served" in said:
+            return
+        raise SystemExit(f"rung {' '.join(command.words)} ended with {status}:\n{said}")
+
+
+def whole(command: Command, folder: Path) -> str:
     """Run a command to its end; an error ends the benchmark."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return done.stdout
+    process = begun(command, folder)
+    check(command, folder, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    return (folder / SAID).read_text("utf-8")
 
 
-def resumed(kills: int, moments: Moments, start: Callable[[Path], list[str]], read: Callable[[Path], Any]) -> int:
+def resumed(kills: int, moments: Moments, start: Callable[[Path], Command], read: Callable[[Path], Any]) -> int:
     """Kill a command again and again until it ends, in fresh folders; return how many ends were not as undisturbed."""
     with tempfile.TemporaryDirectory() as scratch:
         calm, wrong = Path(scratch) / "calm", 0
@@ -153,8 +214,9 @@ def climbed(folder: Path) -> Any:
     """What a climb decided: scores, recommendation, and the fingerprint of each artifact."""
     from rung.artifact.files import fingerprint
 
-    (run,) = (folder / "runs").iterdir()
-    report = json.loads((run / "report.json").read_text())
+    (report_file,) = folder.glob("runs/*/report.json")
+    run = report_file.parent
+    report = json.loads(report_file.read_text())
     scores = {each["name"]: (each["status"], each["score"]) for each in report["rungs"]}
     prints = {each.parent.name: fingerprint(each) for each in sorted(run.glob("rungs/*/artifact"))}
     return scores, report["recommended"], prints
@@ -163,10 +225,10 @@ def climbed(folder: Path) -> Any:
 def of_climb(kills: int, moments: Moments) -> int:
     """Heads and yardsticks: no language model runs."""
 
-    def start(folder: Path) -> list[str]:
+    def start(folder: Path) -> Command:
         rows(folder)
         (folder / "task.yaml").write_text(f"{TASK}model: embedded\n")
-        return [*RUNG, "climb", "task.yaml", "--rungs", "majority,nearest-row,tfidf-head", "--resume", "--quiet"]
+        return Command(["climb", "task.yaml", "--rungs", "majority,nearest-row,tfidf-head", "--resume", "--quiet"])
 
     return resumed(kills, moments, start, climbed)
 
@@ -176,29 +238,48 @@ def of_training(kills: int, moments: Moments) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = tiny_llama(Path(scratch) / "model")
 
-        def start(folder: Path) -> list[str]:
+        def start(folder: Path) -> Command:
             rows(folder)
             (folder / "task.yaml").write_text(f"{TASK}model: {model}\nrungs: {{lora: {{epochs: 20}}}}\n")
-            command = [*RUNG, "climb", "task.yaml", "--rungs", "zero-shot,lora", "--engine", "torch"]
-            return ["env", f"RUNG_CACHE={folder / 'cache'}", *command, "--resume", "--quiet"]
+            words = ["climb", "task.yaml", "--rungs", "zero-shot,lora", "--engine", "torch", "--resume", "--quiet"]
+            return Command(words, {"RUNG_CACHE": str(folder / "cache")})
 
         return resumed(kills, moments, start, climbed)
 
 
+def static_encoder(folder: Path) -> Path:
+    """Make a random table of token vectors, which embeds in no time, so that the kills meet reading and writing."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ("[UNK]", "part", "of", "document", "is", "about", ".", *map(str, range(1000)))
+    tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokens.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    table = np.random.default_rng(0).normal(size=(len(words), 32)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(tokens, embedding_weights=table), Normalize()]).save(str(folder))
+    return folder
+
+
 def of_indexing(kills: int, moments: Moments) -> int:
     """The index of 20 short documents."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _of_indexing(kills, moments, static_encoder(Path(scratch) / "encoder"))
 
-    def start(folder: Path) -> list[str]:
+
+def _of_indexing(kills: int, moments: Moments, encoder: Path) -> int:
+    def start(folder: Path) -> Command:
         rows(folder)
-        (folder / "task.yaml").write_text(f"{TASK}model: embedded\ncorpus: {{files: documents/}}\n")
+        (folder / "task.yaml").write_text(f"{TASK}model: embedded\ncorpus: {{files: documents/, encoder: {encoder}}}\n")
         (folder / "documents").mkdir()
         for number in range(20):
             text = "".join(f"Part {part} of document {number} is about {number * part}.\n" for part in range(40))
             (folder / "documents" / f"{number}.txt").write_text(text)
-        return [*RUNG, "index", "build", "task.yaml", "--quiet"]
+        return Command(["index", "build", "task.yaml", "--quiet"])
 
     def read(folder: Path) -> Any:
-        told = json.loads(whole([*RUNG, "index", "search", "task.yaml", "part 7 of document 3", "--json"], folder))
+        told = json.loads(whole(Command(["index", "search", "task.yaml", "part 7 of document 3", "--json"]), folder))
         return told, [each.name for each in folder.rglob("*.lock")]
 
     return resumed(kills, moments, start, read)
@@ -217,12 +298,12 @@ def of_promotion(kills: int, moments: Moments) -> int:
         data = task.read()
         base = Artifact.zero_shot(task, data.labels)
         saved = [get(name, task).fit(base, data).save(folder / name) for name in ("majority", "tfidf-head")]
-        promote = [*RUNG, "promote", "--reason", "a kill", "--registry", "registry", "--store", "f.db"]
+        promote = ["promote", "--reason", "a kill", "--registry", "registry", "--store", "f.db"]
         began = time.perf_counter()
-        whole([*promote, str(saved[0])], folder)
+        whole(Command([*promote, str(saved[0])]), folder)
         longest = time.perf_counter() - began
         while moments.kills < kills:
-            moments.disturb([*promote, str(saved[moments.kills % 2])], folder, longest)
+            moments.disturb(Command([*promote, str(saved[moments.kills % 2])]), folder, longest)
             current = json.loads((folder / "registry" / "kills" / "current").read_text())
             served = folder / "registry" / "kills" / current["folder"]
             try:
@@ -232,9 +313,8 @@ def of_promotion(kills: int, moments: Moments) -> int:
                 print(f"the registry names {served}: {error}", file=sys.stderr)
             if moments.kills % 25 == 0:
                 print(f"{moments.kills} of {kills} kills", file=sys.stderr, flush=True)
-        for artifact in saved:  # one of them is served already, which is an error with a code of its own
-            done = subprocess.run([*promote, str(artifact)], cwd=folder, capture_output=True, text=True, check=False)
-            wrong += done.returncode != 0 and "already-served" not in done.stderr
+        for artifact in saved:
+            whole(Command([*promote, str(artifact)]), folder)
         left = [each for each in (folder / "registry").rglob("*") if each.suffix in (".part", ".lock")]
         return wrong + len(left)
 
@@ -280,6 +360,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for name in IMPORTED:
+        importlib.import_module(name)
     ratios = {}
     for kind in options.kinds:
         moments, began = Moments(options.seed), time.perf_counter()
