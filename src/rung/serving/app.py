@@ -51,8 +51,9 @@ def _few_arenas() -> None:
     By default, glibc makes eight for each core, and what one thread gave back in its own is not used by the others:
     64 clients of a TF-IDF head took 970 MB instead of 630.
     """
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 class HttpServer(uvicorn.Server):
