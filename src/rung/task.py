@@ -105,6 +105,19 @@ class Task(TaskSpec):
                 error.where = error.where or self._file.where(key)
             raise
 
+    @property
+    def source(self) -> tuple[Path, dict[str, str]]:
+        """The task file, and what `--set` replaced in it, for another process to load.
+
+        Raises:
+            ConfigError: `no-such-file`: the task was not read from a file.
+        """
+        if self._file is None:
+            hint = "write it into a file and load that: Task.load('task.yaml')"
+            raise ConfigError("no-such-file", f"the task {self.name} is not in a file, which workers need", hint=hint)
+        texts = [text.removeprefix("--set ").partition("=") for text in self._file.outside.values()]
+        return Path(self._file.name).absolute(), {key: value for key, _, value in texts}
+
     def only(self, model: str) -> Self:
         """Copy the task with this model as its only one."""
         return self.model_copy(update={"model": model, "other_models": []})

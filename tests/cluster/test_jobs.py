@@ -90,7 +90,7 @@ def test_a_worker_that_differs_refuses_and_nothing_is_tried_again(job, tmp_path,
             starts.append(uri)
             super().submit(uri, resources)
 
-    dispatcher = Dispatcher(Counts(), Storage(tmp_path / "jobs"), Resources(), other.environment)
+    dispatcher = Dispatcher(Counts(), Storage(tmp_path / "jobs"), other.environment)
     with pytest.raises(MachineError, match=names) as caught:
         dispatcher.wait([dispatcher.send(other)])
     assert caught.value.code == "worker-mismatch"
@@ -100,7 +100,7 @@ def test_a_worker_that_differs_refuses_and_nothing_is_tried_again(job, tmp_path,
 def test_storage_that_refuses_is_known_before_anything_starts(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError) as caught:
-        Dispatcher(Inline(), Storage(tmp_path / "file" / "jobs"), Resources())
+        Dispatcher(Inline(), Storage(tmp_path / "file" / "jobs"))
     assert caught.value.code == "storage-refused"
     with pytest.raises(MachineError, match="unheard"):
         Storage("unheard://bucket/folder")
@@ -110,12 +110,12 @@ def test_the_probe_leaves_nothing_and_a_store_in_memory_is_like_a_folder(job, tm
     place = Storage("memory://scale/jobs")
     place.probe()
     assert place.folders() == []
-    dispatcher = Dispatcher(Inline(), place, Resources())
+    dispatcher = Dispatcher(Inline(), place)
     key = dispatcher.send(job)
     dispatcher.wait([key])
     folder = fetch(place / key, dispatcher.result(key), tmp_path / "copy")
     assert sorted(hashes(folder)) == ["answers.jsonl"]
-    again = Dispatcher(Inline(), place, Resources())
+    again = Dispatcher(Inline(), place)
     assert again.done(job)
     assert again.over(again.send(job))
     place.remove()
@@ -123,7 +123,7 @@ def test_the_probe_leaves_nothing_and_a_store_in_memory_is_like_a_folder(job, tm
 
 def test_a_job_that_fails_twice_alike_has_failed_and_one_that_is_lost_is_started_again(job, tmp_path):
     broken = job.model_copy(update={"data": str(tmp_path / "nowhere.jsonl"), "options": {"columns": {}}})
-    dispatcher = Dispatcher(Inline(), Storage(tmp_path / "jobs"), Resources())
+    dispatcher = Dispatcher(Inline(), Storage(tmp_path / "jobs"))
     key = dispatcher.send(broken.model_copy(update={"data": job.data}))
     dispatcher.wait([key])
     with pytest.raises(Exception, match="KeyError: 'kept'"):
@@ -140,12 +140,12 @@ def test_a_job_that_fails_twice_alike_has_failed_and_one_that_is_lost_is_started
             else:
                 self._ended.append(uri)
 
-    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "other"), Resources())
+    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "other"))
     key = dispatcher.send(job)
     dispatcher.wait([key])
     assert dispatcher.result(key).folder.startswith("attempt-3-")
     Loses.left = RETRIES + 1
-    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "third"), Resources())
+    dispatcher = Dispatcher(Loses(), Storage(tmp_path / "third"))
     key = dispatcher.send(job)
     dispatcher.wait([key])
     with pytest.raises(MachineError, match="ended 4 times") as caught:
@@ -158,7 +158,7 @@ def test_a_killed_worker_process_is_replaced_and_its_job_done(job, tmp_path, let
     part = tmp_path / "many.jsonl"
     part.write_text("".join(json.dumps([row, {"text": row.split(",")[1]}, {}]) + "\n" for row in rows))
     executor, killed = Processes(1), set()
-    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"), Resources())
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
 
     def kill():
         for worker in list(executor._workers.values()):
@@ -187,7 +187,7 @@ def test_what_may_be_needed_waits_for_what_is_and_leaves_a_worker_free(job, tmp_
             return 3
 
     executor = Holds()
-    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"), Resources())
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
     jobs = [job.model_copy(update={"seed": seed}) for seed in range(6)]
     keys = [dispatcher.send(each, ahead=True) for each in jobs[:4]]
     assert len(executor.started) == 2  # one place is kept for what is waited for

@@ -52,7 +52,8 @@ def climb(
     task: options.TaskFile, budget: options.Budget = None, rungs: options.RungNames = None,
     plan: Annotated[bool, Option("--plan", help="Only say what would run and what it would take.")] = False,
     resume: options.Resume = False, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto", track: Tracked = None, sets: options.Sets = None,
+    engine: options.EngineOption = "auto", workers: options.Workers = None, on: options.On = None,
+    jobs: options.Jobs = None, track: Tracked = None, sets: options.Sets = None,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Measure every technique on the same rows and recommend the cheapest that is as good as the best."""
@@ -60,7 +61,10 @@ def climb(
     from rung.climbing.run import climb
 
     loaded = options.load_task(task, sets, runs=not plan)
-    how = options.climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
+    crew = None if plan else options.crew(workers, on, jobs)
+    how = options.climb_options(
+        budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume, crew=crew
+    )  # fmt: skip
     if plan:
         rows, notes = plan_rows(loaded, how)
         render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes))

@@ -15,7 +15,7 @@ from rung.progress import QUIET, Progress, TerminalProgress
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
-    from rung.climbing.options import ClimbOptions
+    from rung.climbing.options import ClimbOptions, CrewMaker
     from rung.cluster.executor import Executor
     from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
@@ -233,15 +233,16 @@ def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
 
 
 def climb_options(
-    *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
-) -> ClimbOptions:
+    *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool,
+    crew: CrewMaker | None = None,
+) -> ClimbOptions:  # fmt: skip
     """Collect the options of a climb; raise ConfigError if the budget is neither a duration nor money."""
     from rung.climbing.budget import NO_LIMITS, parse_budget
     from rung.climbing.options import ClimbOptions
 
     limits = NO_LIMITS if budget is None else parse_budget(budget)
     names = tuple(name.strip() for name in rungs.split(",")) if rungs else ()
-    return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
+    return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume, crew=crew)
 
 
 def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
@@ -253,6 +254,16 @@ def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor 
     from rung.cluster.processes import open_executor
 
     return open_executor(workers or "", on or "")
+
+
+def crew(workers: str | None, on: str | None, jobs: str | None) -> CrewMaker | None:
+    """What makes the workers of a climb; None without `--workers` and `--on`."""
+    opened = executor(workers, on, jobs)
+    if opened is None:
+        return None
+    from rung.cluster.crew import ClimbCrew
+
+    return lambda task, data, store, seed: ClimbCrew(opened, task, data, store, seed, jobs or "")
 
 
 def progress(quiet: bool) -> Progress:

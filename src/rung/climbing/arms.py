@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NoReturn
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.files import MANIFEST
 from rung.climbing.budget import Budget, duration_text
-from rung.climbing.options import ClimbOptions
+from rung.climbing.options import REFUSED, ClimbOptions, Crew
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
 from rung.data.rows import Data, Example
@@ -137,6 +139,13 @@ class FitFailed(Exception):  # noqa: N818
         self.arm, self.cause = arm, cause
 
 
+def raise_failed(arm: Arm, error: Exception) -> NoReturn:
+    """Say that an arm cannot be made or answer; what no worker can do is raised itself, and ends the climb."""
+    if isinstance(error, RungError) and error.code in REFUSED:
+        raise error
+    raise FitFailed(arm, error) from error
+
+
 class Paces:
     """Corrects estimates by what was measured: of the same arm, else of the most similar one that runs the same model.
 
@@ -210,6 +219,7 @@ class ClimbState:
     opened: set[str] = field(default_factory=set)  # language models that have answered
     number: int = 1  # of this decision among those that the same rows have made
     model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
+    crew: Crew | None = None  # workers that share the work
 
     def __post_init__(self) -> None:
         self.search, self.confirm = rulers(self.data)
@@ -268,15 +278,60 @@ class ClimbState:
             kept = self.store.kept(key)
             if kept is None or not self.store.noted("fitted", name=key):
                 base = self.made(arm.base, fold)
-                data = self.data if fold is None else self.data.fold(fold)
                 began = self.begin()
                 try:
-                    fitted = arm.rung.fit(base, data, progress=self.budget)
+                    *_, (_, fitted) = self.fitting(arm, base, fold, parts=False)
                 except Exception as error:
-                    raise FitFailed(arm, error) from error
+                    raise_failed(arm, error)
                 kept = self.keep(arm, fold, fitted, began)
             arm.artifacts[fold] = kept
         return arm.artifacts[fold]
+
+    def fitting(self, arm: Arm, base: Artifact, fold: Fold, *, parts: bool = True) -> Iterator[tuple[float, Artifact]]:
+        """Make an arm, here or by the crew; with `parts`, also give it after parts of its training."""
+        assert arm.rung is not None
+        if self.crew is None or arm.rung in self.models:
+            data = self.data if fold is None else self.data.fold(fold)
+            if parts:
+                yield from arm.rung.fit_in_parts(base, data, progress=self.budget)
+            else:
+                yield 1.0, arm.rung.fit(base, data, progress=self.budget)
+            return
+        self.order_fit(arm, fold)
+        self.budget.start(f"{arm.name} on a worker")
+        try:
+            for share, artifact in self.crew.made(self.key(arm, fold), self.budget):
+                if parts or share == 1:
+                    yield share, artifact
+        finally:
+            self.budget.finish()
+
+    def order_fit(self, arm: Arm, fold: Fold, *, ahead: bool = False) -> bool:
+        """Have the crew make an arm and what it is put on; say whether the crew can answer with it then."""
+        fold = fold if arm.learns else None
+        if arm.rung is None or arm.base is None or fold in arm.artifacts:
+            return True
+        key = self.key(arm, fold)
+        if self.store.noted("fitted", name=key) and (self.store.artifact_folder(key) / MANIFEST).is_file():
+            return True
+        if self.crew is None or arm.rung in self.models or not self.order_fit(arm.base, fold, ahead=ahead):
+            return False
+        base = self.key(arm.base, fold if arm.base.learns else None)
+        first = self.search.folds[0] if self.search.folds and arm.learns else None
+        parts = arm.rung.trains_weights and fold == first
+        self.crew.fit(key, arm.rung.name, base, fold, parts=parts, ahead=ahead)
+        return True
+
+    def order(self, arm: Arm, ruler: Ruler, until: int, *, ahead: bool = False) -> None:
+        """Have the crew begin with what `scores` is going to ask for."""
+        if self.crew is None:
+            return
+        known = self.store.predictions(arm.name)
+        placed = list(zip(ruler.rows, ruler.folds, strict=True))[:until]
+        for fold, group in groupby(placed, key=lambda pair: pair[1]):
+            missing = [row.id for row, _ in group if (ruler.split, row.id) not in known]
+            if missing and self.order_fit(arm, fold, ahead=ahead):
+                self.crew.ask(self.key(arm, fold if arm.learns else None), ruler.split, missing, ahead=ahead)
 
     def begin(self) -> tuple[float, float]:
         """The time, and the money spent at endpoints, before an arm is made; raises TimeUp if nothing is left."""
@@ -288,6 +343,8 @@ class ClimbState:
         key = self.key(arm, fold)
         kept = arm.artifacts[fold] = self.store.keep(artifact, key)
         took, paid = time.perf_counter() - began[0], self.store.paid().money - began[1]
+        if self.crew is not None and (work := self.crew.took(key)) is not None:
+            took, paid = work
         self.store.note("fitted", name=key, fit_seconds=round(took, 3), fit_money=paid)
         if arm.cost is not None and arm.rung is not None and arm.rung.trains_weights:
             self.paces.fits[arm.name] = (arm.cost, took)
@@ -328,11 +385,12 @@ class ClimbState:
                 seen.append(known[ruler.split, row.id])
             return row_values(self.scoring, seen)
         placed = list(zip(ruler.rows, ruler.folds, strict=True))[:until]
+        self.order(arm, ruler, until)
         for fold, group in groupby(placed, key=lambda pair: pair[1]):
             missing = [row for row, _ in group if (ruler.split, row.id) not in known]
             if missing:
-                artifact = self.made(arm, fold)
-                self._answer(arm, artifact, missing, ruler.split, lambda rows: self.store.add(arm.name, rows))
+                artifact, key = self.made(arm, fold), self.key(arm, fold if arm.learns else None)
+                self._answer(arm, artifact, missing, ruler.split, arm.name, key)
         self._learn_pace(arm)
         return row_values(self.scoring, [known[ruler.split, row.id] for row, _ in placed])
 
@@ -341,14 +399,11 @@ class ClimbState:
         key = f"{arm.name}/parts/{percent}"
         known = self.store.predictions(key)
         missing = [row for row in ruler.rows[:until] if (ruler.split, row.id) not in known]
-        self._answer(arm, artifact, missing, ruler.split, lambda rows: self.store.add(key, rows))
+        self._answer(arm, artifact, missing, ruler.split, key, key)
         return [known[ruler.split, row.id].score for row in ruler.rows[:until]]
 
-    def _answer(
-        self, arm: Arm, artifact: Artifact, rows: Sequence[Example], split: Split,
-        keep: Callable[[Sequence[Prediction]], None],
-    ) -> None:  # fmt: skip
-        """Answer rows in batches of few seconds; each is stored when it is done."""
+    def _answer(self, arm: Arm, artifact: Artifact, rows: Sequence[Example], split: Split, name: str, key: str) -> None:
+        """Answer rows with the artifact `key` in batches of few seconds; each is stored under `name` when done."""
         rest = list(rows)
         if not rest:
             return
@@ -356,6 +411,13 @@ class ClimbState:
             error = no_probabilities(artifact, self.scoring)
             raise error if arm.rung is None else FitFailed(arm, error)
         self.budget.start(f"{arm.name} on {split}", len(rest))
+        if self.crew is not None:
+            try:
+                for answered in self.crew.answers(key, split, [row.id for row in rest], self.budget):
+                    self._keep_answers(arm, name, answered)
+            except Exception as error:
+                raise_failed(arm, error)
+            rest = []
         while rest:
             pace = self.row_seconds(arm)
             self.budget.check(pace + self.opening(artifact))
@@ -366,11 +428,14 @@ class ClimbState:
                 size = max(1, int(self.budget.left() / pace))
             batch, rest = rest[:size], rest[size:]
             answered = evaluate(artifact, batch, split, folder=self.task.folder, progress=self.budget)
-            keep(answered)
             self.opened |= {artifact.model} if artifact.decoder.uses_llm else set()
-            self._learn_pace(arm)
-            self.budget.advance(len(answered))
+            self._keep_answers(arm, name, answered)
         self.budget.finish()
+
+    def _keep_answers(self, arm: Arm, name: str, answered: Sequence[Prediction]) -> None:
+        self.store.add(name, answered)
+        self._learn_pace(arm)
+        self.budget.advance(len(answered))
 
     def opening(self, artifact: Artifact) -> float:
         """The seconds to open the model that answers, if no arm of this process has opened it yet."""
@@ -401,6 +466,7 @@ class ClimbState:
         """What the climb has spent, at endpoints and of this machine's hours; None where the prices are not known."""
         prices = Prices.of(self.task)
         spent = self.store.paid().money + self.budget.spent() / 3600 * prices.machine_hour
+        spent += self.crew.money if self.crew is not None else 0.0
         return spent if prices.known(self.task.models) else None
 
     # ---- what was not measured

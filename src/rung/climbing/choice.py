@@ -75,6 +75,13 @@ class Prospect:
         """The expected improvement a second."""
         return self.promise.gain / max(self.seconds, 0.1)
 
+    @property
+    def arm(self) -> Arm:
+        """The arm that it becomes."""
+        return Arm(
+            self.name, self.rung.family, self.rung, self.base, self.cost, self.fit_seconds, self.row_seconds
+        )  # fmt: skip
+
 
 def leading(state: ClimbState) -> Belief:
     """What is known of the leader's score."""
@@ -112,6 +119,18 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
             return chosen
         state.left[chosen.name] = left
     return None
+
+
+def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
+    """Have idle workers begin with the arms that would be next if this one changed nothing."""
+    if state.crew is None:
+        return
+    waiting = [arm for arm in state.arms.values() if not arm.raced]
+    others = [each for each in in_order(state, prospects(state), waiting) if each.name != following.name]
+    for each in others[: 2 * (state.crew.workers - 1)]:
+        if isinstance(each, Arm) or put_off(state, each) is None:
+            arm = each if isinstance(each, Arm) else each.arm
+            state.order(arm, state.search, min(FIRST, len(state.search)), ahead=True)
 
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:

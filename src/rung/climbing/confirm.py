@@ -101,6 +101,8 @@ def prove(state: ClimbState) -> None:
         if until > AT_ONCE:
             return
         for arm in pair:
+            state.order(arm, state.confirm, until)
+        for arm in pair:
             state.scores(arm, state.confirm, until)
         found = weigh(state)
         if found is not None and name in found.verdicts and found.verdicts[name].outcome == "better":
@@ -117,6 +119,8 @@ def confirm(state: ClimbState) -> None:
     # What is cheap answers first, so that no row of a dear arm lacks its pair when the budget ends.
     ranked = sorted(waiting, key=lambda name: state.row_seconds(waiting[name]))
     for until in looks(len(state.confirm), whole=state.whole):
+        for name in [name for name in ranked if name in waiting]:
+            state.order(waiting[name], state.confirm, until)
         for name in [name for name in ranked if name in waiting]:
             answer(state, waiting[name], until)
             if name not in state.arms:

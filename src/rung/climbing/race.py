@@ -10,9 +10,9 @@ with the incumbent on the rows of the confirmation.
 from __future__ import annotations
 
 from rung.artifact.artifact import Artifact
-from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
+from rung.climbing.arms import Arm, ClimbState, FitFailed, Left, raise_failed
 from rung.climbing.budget import NO_LIMITS, TimeUp, duration_text
-from rung.climbing.choice import FIRST, Prospect, looks, next_arm, prospects, put_off
+from rung.climbing.choice import FIRST, Prospect, looks, next_arm, order_ahead, prospects, put_off
 from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
@@ -50,6 +50,7 @@ def search(state: ClimbState) -> None:
         if (following := next_arm(state)) is None:
             break
         state.store.note("chosen", name=following.name)
+        order_ahead(state, following)
         _run(state, following)
     if state.budget.limits == NO_LIMITS:
         state.store.note("searched", **asked)
@@ -77,11 +78,7 @@ def _run(state: ClimbState, chosen: Prospect | Arm) -> None:
     """Race a base, or make an arm and race it; then confirm what leads."""
     if isinstance(chosen, Prospect):
         state.left.pop(chosen.name, None)
-        arm = Arm(
-            chosen.name, chosen.rung.family, chosen.rung, chosen.base, chosen.cost, chosen.fit_seconds,
-            chosen.row_seconds,
-        )  # fmt: skip
-        state.arms[arm.name] = arm
+        arm = state.arms[chosen.name] = chosen.arm
     else:
         arm = chosen
     began, left, outer = state.budget.spent(), state.budget.left(), state.budget.reserve
@@ -140,8 +137,13 @@ def _race(state: ClimbState, arm: Arm) -> None:
         return
     if arm.name not in state.arms:  # its training was stopped
         return
-    for until in looks(len(state.search), whole=state.whole):
+    steps = looks(len(state.search), whole=state.whole)
+    for place, until in enumerate(steps):
         leader = state.arms[state.leader]
+        for each in (leader, arm):
+            state.order(each, state.search, until)
+        for later in steps[place + 1 : place + 2]:
+            state.order(arm, state.search, later, ahead=True)
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
@@ -198,10 +200,9 @@ def _make(state: ClimbState, arm: Arm) -> None:
         state.made(arm, fold)
         return
     base = state.made(arm.base, fold)
-    data = state.data if fold is None else state.data.fold(fold)
     began = state.begin()
     try:
-        for share, artifact in arm.rung.fit_in_parts(base, data, progress=state.budget):
+        for share, artifact in state.fitting(arm, base, fold):
             if share == 1:
                 state.keep(arm, fold, artifact, began)
             elif (reason := _hopeless(state, arm, share, artifact)) is not None:
@@ -209,7 +210,7 @@ def _make(state: ClimbState, arm: Arm) -> None:
                 del state.arms[arm.name]
                 return
     except Exception as error:
-        raise FitFailed(arm, error) from error
+        raise_failed(arm, error)
 
 
 def _hopeless(state: ClimbState, arm: Arm, share: float, artifact: Artifact) -> str | None:

@@ -250,13 +250,21 @@ def _climb(
     for base in (incumbent, start):
         if base is not None:
             state.add_base(store.kept(base.name) or store.keep(base), "served" if base.name == SERVED else "prompting")
-    if not store.budget.limited:
+    if options.crew is not None:
+        state.crew = options.crew(task, data, store, options.seed)
+    done = False
+    try:
+        if not store.budget.limited:
+            with store.budget.stage():
+                search(state)
+        if store.budget.limited:
+            not_tried(state)
         with store.budget.stage():
-            search(state)
-    if store.budget.limited:
-        not_tried(state)
-    with store.budget.stage():
-        confirm(state)
-    result = conclude(state)
+            confirm(state)
+        result = conclude(state)
+        done = True
+    finally:
+        if state.crew is not None:
+            state.crew.close(done=done)
     predictions = {name: tuple(store.predictions(name).values()) for name in state.arms}
     return Climb(result, store.folder, predictions)

@@ -6,6 +6,7 @@ read from its folder, so it does not matter what the worker ran on.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,13 +19,23 @@ from rung.errors import ConfigError, MachineError
 from rung.worker_pipes import WorkerError, error_from_dict
 
 RETRIES = 3  # times that a job whose worker ended without a word is started again
-REFUSED = ("worker-mismatch", "not-trusted", "storage-refused", "budget-spent")  # no other attempt would end otherwise
+REFUSED = ("worker-mismatch", "storage-refused")  # whatever is asked for: they end all
+FINAL = ("not-trusted", "budget-spent")  # another attempt would end alike
+# Variables that every worker needs if this process has them: keys, and what answers are counted and allowed by.
+SAME = (
+    "RUNG_API_KEY", "OPENAI_API_KEY", "RUNG_API_PRICE_INPUT", "RUNG_API_PRICE_OUTPUT", "RUNG_API_PRICE_CACHED",
+    "RUNG_API_HOSTS",
+)  # fmt: skip
 PRICE = "RUNG_WORKER_PRICE"  # money for an hour of a worker of another machine
-WAITS = (0.005, 0.05)  # seconds between two looks, growing
+SHORTEST, LONGEST = 0.005, 0.05  # seconds between two looks, growing
 
 
 class Executor(Protocol):
     """Starts workers."""
+
+    @property
+    def needs(self) -> Resources:
+        """What a job of one worker takes there."""
 
     def submit(self, uri: str, resources: Resources) -> None:
         """Start a worker on a job, or as soon as one is free."""
@@ -80,12 +91,13 @@ class _Task:
 class Dispatcher:
     """Sends jobs to an executor: those that are waited for first, those that may be needed only to idle workers."""
 
-    def __init__(
-        self, executor: Executor, place: Storage, resources: Resources, environment: tuple[str, ...] = ()
-    ) -> None:
-        self.executor, self.place, self.resources, self.environment = executor, place, resources, environment
-        self.slots = max(1, executor.capacity(resources))
+    def __init__(self, executor: Executor, place: Storage, environment: tuple[str, ...] | None = None) -> None:
+        self.executor, self.place, self.resources = executor, place, executor.needs
+        self.environment = tuple(filter(os.environ.get, SAME)) if environment is None else environment
+        self.slots = max(1, executor.capacity(self.resources))
         self.hours = 0.0  # that workers were busy
+        self.money_left: Callable[[], float] = lambda: float("inf")  # of a budget; every job may take its share of it
+        self._pause = SHORTEST
         self._tasks: dict[str, _Task] = {}
         self._running: dict[str, _Task] = {}
         place.probe()
@@ -98,8 +110,8 @@ class Dispatcher:
         key = job.id
         if (known := self._tasks.get(key)) is None:
             job = job.model_copy(update={"out": (self.place / key).uri})
-            self._tasks[key] = _Task(job, ahead, after, result=result_of(Storage(job.out)))
-        elif not ahead:
+            known = self._tasks[key] = _Task(job, ahead, after, result=result_of(Storage(job.out)))
+        if not ahead:
             self._need(known)
         self._pump()
         return key
@@ -114,13 +126,22 @@ class Dispatcher:
         self._tasks.setdefault(key, _Task(job, ahead=False, after="", result=result))
         return key
 
+    def need(self, keys: Iterable[str]) -> None:
+        """Say that jobs are waited for, and with them those whose results they read."""
+        for key in keys:
+            self._need(self._tasks[key])
+
     def _need(self, task: _Task) -> None:
         task.ahead = False
         if task.after:
             self._need(self._tasks[task.after])
 
+    def knows(self, key: str) -> bool:
+        """Whether a job was sent and not cancelled."""
+        return key in self._tasks
+
     def cancel(self, keys: Iterable[str]) -> None:
-        """End jobs, and forget those that are not over."""
+        """End jobs that are not over and those that would read their results, and forget them."""
         for key in keys:
             task = self._tasks.get(key)
             if task is not None and not task.over:
@@ -128,6 +149,7 @@ class Dispatcher:
                     self.executor.cancel(task.uri)
                     self._busy(self._running.pop(task.uri))
                 del self._tasks[key]
+                self.cancel([other for other, later in self._tasks.items() if later.after == key])
 
     # ---- waiting
 
@@ -140,12 +162,17 @@ class Dispatcher:
         wanted = [self._tasks[key] for key in keys]
         for task in wanted:
             self._need(task)
-        pause, most = WAITS
         while wanted and not (any if one else all)(task.over for task in wanted):
-            if not self._pump():
-                check()
-                time.sleep(pause)
-                pause = min(most, 1.5 * pause)
+            self.step(check)
+
+    def step(self, check: Callable[[], object] = lambda: None) -> None:
+        """Take in what has ended and start what may; if there is nothing, check, and wait for a moment."""
+        if not self._pump():
+            check()
+            time.sleep(self._pause)
+            self._pause = min(LONGEST, 1.5 * self._pause)
+        else:
+            self._pause = SHORTEST
 
     def result(self, key: str) -> Result:
         """The result of a job that is over.
@@ -172,6 +199,11 @@ class Dispatcher:
             self._busy(task)
         self._running.clear()
 
+    @property
+    def wasted(self) -> float:
+        """Seconds of work that was done ahead and not needed."""
+        return sum(task.result.seconds for task in self._tasks.values() if task.result is not None and not task.used)
+
     # ---- what runs
 
     def _pump(self) -> bool:
@@ -196,6 +228,8 @@ class Dispatcher:
         return moved
 
     def _start(self, task: _Task) -> None:
+        if (money := self.money_left()) < float("inf"):
+            task.job = task.job.model_copy(update={"money": max(0.0, money) / self.slots})
         file = Storage(task.job.out) / f"job-{task.job.attempt}.json"
         file.write(task.job.model_dump_json(indent=1))
         task.uri, task.began = file.uri, time.monotonic()
@@ -218,9 +252,10 @@ class Dispatcher:
                 return
         else:
             error = _error(record)
-            if getattr(error, "code", "") in REFUSED:
+            code = getattr(error, "code", "")
+            if code in REFUSED:
                 raise error
-            if any(str(error) == str(before) for before in task.errors) or len(task.errors) >= RETRIES:
+            if code in FINAL or str(error) in map(str, task.errors) or len(task.errors) >= RETRIES:
                 task.failed = error
                 return
             task.errors.append(error)
@@ -242,3 +277,13 @@ def _error(record: Mapping[str, Any]) -> Exception:
     error = WorkerError(record["failed"])
     error.add_note(str(record.get("traceback", "")))
     return error
+
+
+def jobs_in(storage: Storage) -> Iterable[tuple[Job, Result]]:
+    """The finished jobs in a folder, whoever had sent them."""
+    for name in storage.folders():
+        if (result := result_of(storage / name)) is None:
+            continue
+        text = (storage / name / "job-1.json").read()
+        if text is not None and (job := Job.model_validate(json.loads(text))).out == (storage / name).uri:
+            yield job, result

@@ -240,7 +240,7 @@ class Result(BaseModel):
     sha256: Mapping[str, str]
     machine: str
     seconds: float
-    spent: Mapping[str, float]
+    spent: Mapping[str, int | float]
     values: Mapping[str, Any] = {}
 
 
@@ -276,6 +276,16 @@ def fetch(out: Storage, result: Result, scratch: Path) -> Path:
     if hashes(folder) != dict(result.sha256):
         raise place.refused("read: its files are not those of its manifest")
     return folder
+
+
+def shared(storage: Storage, folder: Path, fingerprint: str) -> str:
+    """The address of an artifact for workers: its own, or with storage that is no path that of a copy there."""
+    if storage.local:
+        return str(folder.resolve())
+    copy = storage / f"artifact-{fingerprint[:16]}"
+    if MANIFEST not in copy.folders():
+        copy.put(folder)
+    return copy.uri
 
 
 def error_file(out: Storage, attempt: int) -> Storage:

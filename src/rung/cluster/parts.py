@@ -34,7 +34,7 @@ from rung.artifact.predict_file import (
     overflows,
 )
 from rung.cluster.executor import Dispatcher, Executor
-from rung.cluster.job import Job, Resources, Storage, fetch, result_of
+from rung.cluster.job import Job, Storage, fetch, result_of, shared
 from rung.data.cells import json_text
 from rung.data.examples import read_inputs
 from rung.data.rows import Example, Record, example_id
@@ -58,7 +58,7 @@ def parts_folder(out: Path) -> Path:
 def predict_in_parts(
     artifact: Artifact, folder: Path, data: Path, out: Path, executor: Executor, *, fingerprint: str,
     form: FileFormat | None = None, keep: str = "all", top_k: int = 0, resume: bool = False, jobs: str = "",
-    resources: Resources | None = None, environment: tuple[str, ...] = (), progress: Progress = QUIET,
+    progress: Progress = QUIET,
 ) -> Predicted:  # fmt: skip
     """Answer the rows of `data` in parts that an executor runs; see `rung.artifact.predict_file.predict_file`.
 
@@ -74,8 +74,6 @@ def predict_in_parts(
         top_k: how many of the most probable labels are listed.
         resume: run only the parts that are missing.
         jobs: where jobs and their results are, if not beside the answers: an address that all workers reach.
-        resources: what every job needs.
-        environment: names of the variables that every worker needs.
         progress: reports every part.
 
     Raises:
@@ -90,7 +88,7 @@ def predict_in_parts(
     origin, noted = asked.origin(data, fingerprint), home / "origin.json"
     check_origin(home, noted, origin, resume=resume)
     place = Storage(jobs or home)
-    dispatcher = Dispatcher(executor, place, resources or Resources(), environment)
+    dispatcher = Dispatcher(executor, place)
     home.mkdir(parents=True, exist_ok=True)
     if (size := read_object(noted).get("rows")) is None:
         size = _part_size(asked.total, dispatcher.slots)
@@ -118,16 +116,6 @@ def predict_in_parts(
         format=asked.form.describe(),
         columns=asked.columns,
     )
-
-
-def shared(place: Storage, folder: Path, fingerprint: str) -> str:
-    """The address of an artifact for workers: its own, or with storage that is no path a copy there."""
-    if place.local:
-        return str(folder.resolve())
-    copy = place / f"artifact-{fingerprint[:16]}"
-    if "manifest.json" not in copy.folders():
-        copy.put(folder)
-    return copy.uri
 
 
 def _part_size(total: int, workers: int) -> int:

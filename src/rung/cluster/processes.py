@@ -74,6 +74,8 @@ def _cores() -> list[int]:
 class Inline:
     """Runs every job in this process, when it is submitted."""
 
+    needs = Resources()
+
     def __init__(self) -> None:
         self._ended: list[str] = []
 

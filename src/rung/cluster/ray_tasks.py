@@ -41,6 +41,7 @@ class RayTasks:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 hint = "check the address, and that the cluster has the same version of Ray and Python"
                 raise MachineError("worker-lost", f"Ray cannot be reached at {found}: {error}", hint=hint) from error
+        self.needs = Resources(gpus=1 if ray.cluster_resources().get("GPU") else 0)
         self._task = ray.remote(max_retries=0)(_run)
         self._running: dict[Any, str] = {}
 

@@ -1,0 +1,201 @@
+"""A climb on several workers ends with the report of one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rung.climbing.options import ClimbOptions
+from rung.climbing.run import climb
+from rung.cluster.crew import ClimbCrew
+from rung.cluster.processes import Inline, Processes
+from rung.errors import MachineError
+from rung.task import Task
+
+RUNGS = ("majority", "nearest-row", "tfidf-head", "calibrate")
+TIMES = re.compile(r"seconds|created|^price_|^cost$|^lifetime|^money$|^artifact$|^tokens_per_second$")
+
+
+@pytest.fixture(scope="module")
+def task_file(small_task_file, tiny_folder, tmp_path_factory) -> Path:
+    """The small task on a random model, with a free machine, so that no decision depends on measured times."""
+    file = small_task_file.with_name("free.yaml")
+    text = small_task_file.read_text() + f"model: {tiny_folder}\nmachine: {{price_per_hour: 0}}\n"
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def folds_file(task_file) -> Path:
+    """The same with few rows, which are answered out of fold."""
+    file = task_file.with_name("folds.yaml")
+    text = re.sub("data: .*", "data: {train: train.csv}", task_file.read_text())
+    file.write_text(text)
+    return file
+
+
+def run(file, out, executor=None, resume=False, rungs=RUNGS):
+    def crew(task, data, store, seed):
+        return ClimbCrew(executor, task, data, store, seed)
+
+    options = ClimbOptions(rungs=rungs, out=out, resume=resume, crew=None if executor is None else crew)
+    return climb(Task.load(file), options=options)
+
+
+def without_times(report: object) -> object:
+    """The report without what depends on the speed of the machine and on where it is."""
+    if isinstance(report, dict):
+        return {key: without_times(value) for key, value in report.items() if not TIMES.search(key)}
+    if isinstance(report, list):
+        return [without_times(value) for value in report]
+    return report
+
+
+def report_of(climbed) -> str:
+    climbed.result.write(climbed.folder)
+    report = json.loads((climbed.folder / "report.json").read_text())
+    return json.dumps(without_times(report), indent=1)
+
+
+@pytest.fixture(scope="module")
+def alone(task_file, tmp_path_factory):
+    return report_of(run(task_file, tmp_path_factory.mktemp("alone")))
+
+
+def test_two_workers_end_with_the_report_of_one_process(task_file, alone, tmp_path):
+    climbed = run(task_file, tmp_path, Processes(2))
+    assert report_of(climbed) == alone
+    assert not (climbed.folder / "jobs").exists()
+    assert climbed.recommended.predict([{"text": "I lost my card"}])[0].text
+
+
+def test_out_of_fold_all_folds_are_made_at_once_and_the_report_is_the_same(folds_file, tmp_path):
+    alone = run(folds_file, tmp_path / "alone")
+    shared = run(folds_file, tmp_path / "shared", Inline())
+    assert shared.result.rows == "folds"
+    assert report_of(shared) == report_of(alone)
+
+
+class Records(Inline):
+    """Several places, in which every job runs as soon as it is submitted; remembers the jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[str] = []
+
+    def submit(self, uri, resources):
+        job = json.loads(Path(uri).read_text())
+        self.kinds.append(f"{job['kind']} {job['options']['key']}")
+        super().submit(uri, resources)
+
+    def capacity(self, resources):
+        return 4
+
+
+def test_what_is_done_ahead_changes_nothing_and_nothing_is_done_twice(task_file, alone, tmp_path):
+    executor = Records()
+    assert report_of(run(task_file, tmp_path, executor)) == alone
+    fits = [kind for kind in executor.kinds if kind.startswith("fit")]
+    assert sorted(set(fits)) == sorted(fits)
+    assert {"fit majority", "fit nearest-row", "fit tfidf-head", "fit calibrate"} <= set(fits)
+
+
+def test_a_resumed_climb_asks_only_for_what_no_worker_has_finished(task_file, alone, tmp_path):
+    class Lost(Records):
+        """The driver ends at its twelfth job."""
+
+        def submit(self, uri, resources):
+            if len(self.kinds) == 12:
+                raise KeyboardInterrupt
+            super().submit(uri, resources)
+
+    first, second = Lost(), Records()
+    with pytest.raises(KeyboardInterrupt):
+        run(task_file, tmp_path, first)
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.glob("jobs/*/manifest.json"))) == 12
+    climbed = run(task_file, tmp_path, second, resume=True)
+    assert climbed.folder == folder
+    assert report_of(climbed) == alone
+    assert {kind for kind in first.kinds if kind.startswith("fit")}.isdisjoint(second.kinds)
+
+
+def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(task_file, tmp_path):
+    class Breaks(Records):
+        def submit(self, uri, resources):
+            file = Path(uri)
+            job = json.loads(file.read_text())
+            if job["rung"] == "tfidf-head":
+                file.write_text(json.dumps({**job, "fold": 99}))
+            super().submit(uri, resources)
+
+    executor = Breaks()
+    result = run(task_file, tmp_path, executor).result
+    failed = next(rung for rung in result.rungs if rung.name == "tfidf-head")
+    assert failed.status == "failed"
+    assert "IndexError" in failed.reason
+    assert executor.kinds.count("fit tfidf-head") == 2
+    assert {rung.status for rung in result.rungs if rung.name == "nearest-row"} <= {"confirmed", "beaten"}
+
+
+def test_workers_whose_files_differ_end_the_climb(task_file, tmp_path):
+    class Other(Records):
+        def submit(self, uri, resources):
+            file = Path(uri)
+            file.write_text(json.dumps({**json.loads(file.read_text()), "data_fingerprint": "0" * 64}))
+            super().submit(uri, resources)
+
+    with pytest.raises(MachineError, match=r"the data of .* is another here") as caught:
+        run(task_file, tmp_path, Other())
+    assert caught.value.code == "worker-mismatch"
+
+
+def test_another_kind_of_machine_may_make_artifacts_and_not_answer(task_file, tmp_path, monkeypatch):
+    from rung.cluster import worker
+
+    names = iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "machine_id", lambda: f"machine {next(names)}")
+        with pytest.raises(MachineError, match="another kind of machine") as caught:
+            run(task_file, tmp_path, Inline())
+    assert caught.value.code == "worker-mismatch"
+
+
+@pytest.mark.slow
+def test_killed_workers_and_drivers_leave_the_report_as_it_is(task_file, alone, tmp_path):
+    command = [
+        sys.executable, "-W", "ignore", "-m", "rung", "climb", task_file, "--rungs", ",".join(RUNGS), "--out", tmp_path,
+        "--workers", "2", "--quiet", "--resume",
+    ]  # fmt: skip
+    for victim in ("worker", "driver", "driver", "none"):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        before = len(list(tmp_path.glob("*/jobs/*/manifest.json")))
+        while victim != "none" and driver.poll() is None:
+            if len(list(tmp_path.glob("*/jobs/*/manifest.json"))) >= before + 3:
+                os.kill(_child(driver.pid) if victim == "worker" else driver.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        said = driver.communicate()[1].decode()
+        assert driver.returncode in (0, -signal.SIGKILL), said
+    (folder,) = (file.parent for file in tmp_path.glob("*/report.json"))
+    report = json.loads((folder / "report.json").read_text())
+    assert json.dumps(without_times(report), indent=1) == alone
+
+
+def _child(pid: int) -> int:
+    """A process that a process has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                return int(stat.parent.name)
+        except OSError:
+            continue
+    raise AssertionError("it has no child")
