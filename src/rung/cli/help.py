@@ -60,7 +60,10 @@ EXAMPLES = {
     "trust": "rung trust my-task/",
     "explain": "rung explain missing-column",
     "advise": "rung advise task.yaml",
-    "climb": "rung climb task.yaml --plan\nrung climb task.yaml --budget 10m\nrung climb task.yaml --rungs lora --workers auto",
+    "climb": (
+        "rung climb task.yaml --plan\nrung climb task.yaml --budget 10m\nrung climb task.yaml --rungs lora\n"
+        "rung climb task.yaml --workers auto"
+    ),
     "report": "rung report runs/tickets",
     "eval": "rung eval runs/tickets task.yaml --at-least accuracy=0.9",
     "confidence": "rung confidence runs/tickets task.yaml --out sure",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import shlex
-import signal
 import subprocess
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from rung.cluster.executor import Executor, worker_price
 from rung.cluster.job import Resources
 from rung.cluster.worker import run_job
 from rung.errors import ConfigError, RungError
+from rung.machine import end_group
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess
 
 JOB = "{job}"
@@ -140,8 +140,7 @@ class Processes(Inline):
         """End the worker of the job; the next job starts another."""
         with self._lock:
             if (worker := self._workers.get(uri)) is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(worker.process.pid, signal.SIGKILL)
+                end_group(worker.process)
 
     def capacity(self, resources: Resources) -> int:
         """The number of workers."""
@@ -219,10 +218,9 @@ class Commands(Inline):
         return ended
 
     def cancel(self, uri: str) -> None:
-        """Ask the command to end, as Ctrl-C does."""
+        """Ask the command to end."""
         if (process := self._running.get(uri)) is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            process.terminate()
 
     def capacity(self, resources: Resources) -> int:
         """As many as were asked for."""
@@ -240,7 +238,6 @@ class Commands(Inline):
         for process in self._running.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
             process.wait()
         self._running.clear()
