@@ -19,13 +19,18 @@ def chromium():
     except ImportError:
         _skip("playwright is not installed")
     with sync_playwright() as playwright:
-        found = next((path for name in NAMES if (path := shutil.which(name))), playwright.chromium.executable_path)
-        if not Path(found).exists():
-            _skip("there is no browser (apt-get install chromium, or playwright install chromium)")
-        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=found, args=[*sandbox, "--disable-dev-shm-usage"])
+        browser = launched(playwright.chromium)
         yield browser
         browser.close()
+
+
+def launched(kind, *arguments):
+    """Start a browser of a kind (`browser.browser_type`) with arguments of the command line."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), kind.executable_path)
+    if not Path(found).exists():
+        _skip("there is no browser (apt-get install chromium, or playwright install chromium)")
+    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
+    return kind.launch(executable_path=found, args=[*sandbox, "--disable-dev-shm-usage", *arguments])
 
 
 def _skip(why):

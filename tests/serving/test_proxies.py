@@ -14,6 +14,7 @@ import yaml
 from paced_engine import FakeEngine
 from running_server import HELLO, running
 
+from browser import Watched, launched
 from rung.serving.access import KeyRing, access_rules, create_key
 from rung.serving.served import Served
 from rung.serving.web.site import PageSources
@@ -53,10 +54,10 @@ def caddy(folder, port, behind):
 
 
 @pytest.mark.parametrize("proxy", [nginx, caddy])
-def test_pages_and_streams_work_behind_the_proxy(proxy, tmp_path):
+def test_pages_and_streams_work_behind_the_proxy(proxy, browser, tmp_path):
     if shutil.which(proxy.__name__) is None:
         pytest.skip(f"apt-get install {proxy.__name__}")
-    secret, _ = create_key(tmp_path / "keys.jsonl", "anna")
+    secret, _ = create_key(tmp_path / "keys.jsonl", "anna", admin=True)
     access = access_rules("127.0.0.1", KeyRing(tmp_path / "keys.jsonl"), hosts=frozenset({NAME}))
     served, port = Served(), free_port()
     served.add_engine("fake", FakeEngine(pace=0.01))
@@ -65,6 +66,7 @@ def test_pages_and_streams_work_behind_the_proxy(proxy, tmp_path):
         with subprocess.Popen(command, env={**os.environ, "HOME": str(tmp_path)}) as process:
             try:
                 talk_to(port, secret)
+                look_at(port, secret, browser)
             finally:
                 process.terminate()
     served.close()
@@ -94,6 +96,44 @@ def talk_to(port, secret):
             pieces = list(answer.iter_raw())
         assert len(pieces) > 5  # not held back
         assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+
+
+def look_at(port, secret, browser):
+    """Sign in and use the pages under the public name, as a person does."""
+    here = launched(browser.browser_type, f"--host-resolver-rules=MAP {NAME} 127.0.0.1")
+    context = here.new_context(ignore_https_errors=True)
+    watched = Watched(context)
+    page, site = watched.page, f"https://{NAME}:{port}"
+    page.goto(f"{site}/failures")
+    assert page.url == f"{site}/sign-in?to=/failures"
+    page.get_by_label("Key").fill(secret)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{site}/failures")
+    page.goto(f"{site}/load")
+    assert page.evaluate("typeof htmx") == "object"  # the server's scripts come through
+    assert "fake" in page.get_by_role("main").inner_text()
+    assert watched.problems == []
+    here.close()
+
+
+def test_docker_compose_takes_the_composition(tmp_path):
+    """`config` checks every key and variable, and starts nothing."""
+    candidates = (["docker", "compose"], ["docker-compose"])
+    command = next((each for each in candidates if shutil.which(each[0]) and answers([*each, "version"])), None)
+    if command is None:
+        pytest.skip("apt-get install docker-compose")
+    given = {key: value for key, value in os.environ.items() if key != "POSTGRES_PASSWORD"}
+    config = [*command, "-f", DEPLOY / "compose.yaml", "config"]
+    done = subprocess.run(config, env={**given, "POSTGRES_PASSWORD": "abc1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = yaml.safe_load(done.stdout)["services"]
+    assert made["rung"]["environment"]["RUNG_STORE"] == "postgresql://rung:abc1@postgres/rung"
+    refused = subprocess.run(config, env=given, capture_output=True, text=True)
+    assert (refused.returncode != 0, "set it in .env" in refused.stderr) == (True, True)
+
+
+def answers(command):
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def test_the_composition_and_traefik_s_file_name_what_is_there():
