@@ -35,6 +35,15 @@ def test_lines_tell_what_is_done_what_is_left_and_the_note(clock, capsys):
     ]
 
 
+def test_a_terminal_shows_a_counted_step_before_its_first_unit(clock, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    shown = TerminalProgress()
+    shown.start("embedding", 8)
+    assert capsys.readouterr().err == "\r\x1b[2Kembedding: 0/8"
+    shown.start("inside", 3)
+    assert capsys.readouterr().err == ""
+
+
 def test_of_unknown_length_nothing_is_left(clock, capsys):
     shown = TerminalProgress()
     shown.start("reading")

@@ -106,7 +106,8 @@ class TerminalProgress:
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step; a counted step inside a step (embedding during scoring) stays silent.
 
-        A step of unknown length (a download, an export) may take minutes, so it is announced wherever it begins.
+        A step of unknown length (a download, an export) may take minutes, so it is announced wherever it begins. On a
+        terminal a counted step shows at once, too: its first unit may take long.
         """
         self._nested += 1
         if self._nested == 1:
@@ -114,6 +115,8 @@ class TerminalProgress:
             self._start = self._shown = time.monotonic()
         if total is None:
             self._write(f"{label} ...", end="" if self._live and self._nested == 1 else "\n")
+        elif self._live and self._nested == 1:
+            self._write(f"{label}: 0/{total}", end="")
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count units as done."""
