@@ -252,6 +252,8 @@ def test_a_table_of_token_vectors_is_read_as_sentence_transformers_reads_it(stat
 
     opened = open_encoder(str(static))
     assert (opened.backend, opened.files.architecture) == ("static", "StaticEmbedding")
+    with pytest.raises(ConfigError, match="int8 through OpenVINO alone, and here static runs it"):
+        open_encoder(str(static), precision="int8")
     ours, theirs = opened.embed(texts), SentenceTransformer(str(static), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert opened.embed([]).shape == (0, 24)

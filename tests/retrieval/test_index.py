@@ -53,6 +53,21 @@ def test_passages_are_found_and_are_exactly_where_they_say(built, base):
     assert built.search(["", "zzz unseen"], 0) == [[], []]
 
 
+@pytest.mark.slow  # exports the encoder
+def test_an_index_of_an_encoder_in_int8_finds_the_same_and_is_another_index(built, base):
+    other = build(base / "small", Corpus(files="docs", precision="int8"), base)
+    assert other.fingerprint != built.fingerprint
+    queries = [f"tell me of {topic}" for topic in TOPICS]
+    best, same = (index.search(queries, 3, SearchSettings(mode="dense")) for index in (other, built))
+    assert [passages[0].id for passages in best] == [passages[0].id for passages in same]
+    assert [p.score for row in best for p in row] == pytest.approx([p.score for row in same for p in row], abs=0.02)
+    again = Index.open(base / "small")
+    vectors = [index.encoder.embed(queries) for index in (again, built)]
+    cosines = (vectors[0] * vectors[1]).sum(1)
+    assert cosines.min() > 0.995
+    assert cosines.max() < 1 - 1e-7  # it is not the other encoder
+
+
 def test_an_index_is_opened_as_it_was_built(built, base):
     again = Index.open(base / "index")
     assert (again.fingerprint, len(again)) == (built.fingerprint, 6)

@@ -281,6 +281,10 @@ class Corpus(Section):
     separator: Separator = Field(AUTO, description=SEPARATOR, examples=[";", "tab"])
     max_megabytes: Count = Field(50, description="Larger files are left out and reported.")
     encoder: str = Field(ENCODER, description="The sentence encoder: embedded-encoder, a Hub id or a folder.")
+    precision: Literal["fp32", "int8"] = Field(
+        "fp32",
+        description="Of the encoder's weights; int8 builds large corpora about twice as fast on processors.",
+    )
     chunk_tokens: Count | None = Field(
         None, description="Longest passage in encoder tokens, with headings; default: 250 or the encoder's limit."
     )

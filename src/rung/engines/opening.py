@@ -162,18 +162,20 @@ def _open_openvino(model: str, precision: ExportPrecision) -> OpenVinoEngine:
     return OpenVinoEngine(resolve(model), precision)
 
 
-def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET) -> SentenceEncoder:
+def open_encoder(
+    model: str, *, device: str = "auto", precision: ExportPrecision = "fp32", progress: Progress = QUIET
+) -> SentenceEncoder:
     """The sentence encoder `model`, loaded (and exported, once per machine) at the first call."""
-    encoder = _encoders.get((model, device))
+    encoder = _encoders.get((model, device, precision))
     if encoder is None:
         from rung.engines.encoders import open_sentence_encoder
 
         files = resolve(model, progress=progress)
         verify(files, "encoder")
-        encoder = open_sentence_encoder(files, device=device, progress=progress)
+        encoder = open_sentence_encoder(files, device=device, precision=precision, progress=progress)
         if len(_encoders) >= ENCODERS:
             del _encoders[next(iter(_encoders))]
-        _encoders[model, device] = encoder
+        _encoders[model, device, precision] = encoder
     return encoder
 
 
@@ -195,7 +197,7 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
 
 
 ENCODERS = 8  # kept open: tuned ones are many during a search
-_encoders: dict[tuple[str, str], SentenceEncoder] = {}  # not `lru_cache`: `progress` is not part of the key
+_encoders: dict[tuple[str, str, str], SentenceEncoder] = {}  # not `lru_cache`: `progress` is not part of the key
 
 
 # ---- which engine generates on this machine

@@ -63,7 +63,11 @@ def index_location(task: Task) -> IndexLocation:
     corpus = corpus_of(task)
     if corpus.store is not None:
         return location_of(corpus.store)
-    digest = hash_of([str(task.folder), corpus.model_dump(exclude={"max_megabytes"})], 12)
+    same = {
+        "max_megabytes",
+        *(("precision",) if corpus.precision == "fp32" else ()),
+    }  # fp32 is as it was without a choice
+    digest = hash_of([str(task.folder), corpus.model_dump(exclude=same)], 12)
     return cache_dir() / "indexes" / f"{task.name}-{digest}"
 
 
@@ -81,7 +85,7 @@ def build(
         ArtifactError: the object store cannot be reached, or another machine wrote to it meanwhile.
     """
     location = location if isinstance(location, str) else location.absolute()
-    encoder = open_encoder(corpus.encoder, progress=progress)
+    encoder = open_encoder(corpus.encoder, precision=corpus.precision, progress=progress)
     with building(location, progress):
         _Build(location, corpus, base, encoder, progress).run(again=again)
     return Index.open(location)
@@ -121,6 +125,8 @@ class _Build:
         self.opened = open_location(location)
         self.tokens = _passage_tokens(corpus, encoder)
         settings = corpus.model_dump(exclude={"max_megabytes", "store"})
+        if corpus.precision == "fp32":  # as indexes from before there was a choice
+            del settings["precision"]
         self.name = (
             f"{PREFIX}{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint, *encoder.prompts.items()], 12)}"
         )

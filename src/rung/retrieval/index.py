@@ -241,7 +241,7 @@ class Index:
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The encoder of queries, loaded at the first search."""
-        return open_encoder(self.manifest.encoder)
+        return open_encoder(self.manifest.encoder, precision=self.manifest.corpus.precision)
 
     def __len__(self) -> int:
         """Count the passages."""
