@@ -8,6 +8,7 @@
     │   ├── EngineError     a model cannot be run
     │   └── ArtifactError   an artifact folder is damaged or does not fit
     ├── TrainingError       training ran and failed (NaN loss, no supervised tokens)
+    ├── PreemptedError      the machine is taken back; the work goes on later   exit code 75
     └── ThresholdError      a result is below the bar the user set           exit code 1
 
 Each has a stable code (`rung explain CODE` says more), one sentence, the place where it happened, and a hint.
@@ -98,6 +99,12 @@ class ArtifactError(MachineError):
 
 class TrainingError(RungError):
     """Training started and failed: NaN loss, no supervised tokens, out of memory."""
+
+
+class PreemptedError(RungError):
+    """A signal asked the work to end; its state is kept, and the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL: schedulers put the job back in the queue
 
 
 class ThresholdError(RungError):

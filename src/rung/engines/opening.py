@@ -145,6 +145,11 @@ def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
     return TorchEngine(files, device=device, quantization=quantization)
 
 
+def forget_torch() -> None:
+    """Load torch's models again at their next use, as what was loaded has been changed for good."""
+    _open_torch.cache_clear()
+
+
 def open_openvino(model: str, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
     """The OpenVINO engine of `model`, which only generates."""
     from rung.engines.openvino_export import exported

@@ -31,6 +31,7 @@ from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 from rung.task import Task
+from rung.training.distributed import current
 
 # Types of settings, with their bounds; more are in `rung.training.config`.
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -125,6 +126,11 @@ def training_rows(artifact: Artifact, rows: Any) -> Data:
 def _with_rows(fit: Callable[..., Artifact]) -> Callable[..., Artifact]:
     @wraps(fit)
     def fitted(self: Rung, artifact: Artifact, data: Any, *, progress: Progress = QUIET) -> Artifact:
+        if not (self.trains_together or current().alone):
+            raise ConfigError(
+                "not-distributed", f"the rung {self.name} does not train in several processes",
+                hint="start one process: leave --devices out",
+            )  # fmt: skip
         return fit(self, artifact, data if isinstance(data, Data) else training_rows(artifact, data), progress=progress)
 
     return fitted
@@ -136,6 +142,7 @@ class Rung(ABC):
     family: ClassVar[str]  # the step of the ramp: prompting, retrieval, in-context, ..., set by the registration
     needs: ClassVar[tuple[str, ...]] = ()  # what `check_needs` checks
     trains_weights: ClassVar[bool] = False  # whether it trains parameters of a model
+    trains_together: ClassVar[bool] = False  # whether several processes can train it together
     reads_corpus: ClassVar[bool] = False  # whether its artifacts look answers up in the task's documents
     opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
     with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences

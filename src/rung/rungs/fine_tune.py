@@ -26,6 +26,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, base_bytes, inference_cost, sizes
 from rung.training.config import Supervise, TrainConfig, Truncation
+from rung.training.distributed import current
 from rung.training.optimizers import STATE_BYTES, missing_library
 from rung.training.precision import matmul_dtype
 
@@ -110,6 +111,7 @@ class FineTune(TrainConfig, Rung):
 
     needs: ClassVar[tuple[str, ...]] = ("training", "one prompt", "open weights", "training rows")
     trains_weights = True
+    trains_together: ClassVar[bool] = True
 
     training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
     quantization: ClassVar[str] = ""  # of the base model, in training and from then on
@@ -349,7 +351,7 @@ class FineTune(TrainConfig, Rung):
             trainable = sum(p.numel() for p in change.parameters().values())
             with writing(f"what {self.name} has learned", cache_dir()):
                 folder = keep(change, engine.base_fingerprint)
-            if stop_after is None or result.steps < stop_after:
+            if current().first and (stop_after is None or result.steps < stop_after):
                 checkpoints.clear()
         weights = Weights(self.name, folder, trainable, self.base_precision(artifact))
         return weights, asdict(self) | result.as_settings() | outcome, result
@@ -375,9 +377,10 @@ class FineTune(TrainConfig, Rung):
             largest = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
             with run._on_model(engine, artifact) as change:
                 fit = run._fit_memory(engine, change, [row.after(change.prefix) for row in rows], largest)
-            run = replace(run, batch_size=2 ** int(math.log2(fit.rows)))
+            run = replace(run, batch_size=2 ** int(math.log2(current().from_first(lambda: fit.rows))))
         if run.learning_rate == "auto":
-            run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
+            best = run._best_rate(engine, artifact, rows, progress)
+            run = replace(run, learning_rate=current().from_first(lambda: best))
         return run
 
     def _best_rate(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[Any], progress: Progress) -> float:
@@ -442,7 +445,12 @@ class FineTune(TrainConfig, Rung):
     @contextmanager
     def _with_micro_batch(self, engine: TorchEngine, change: Change, rows: Sequence[Any]) -> Iterator[tuple[Self, Fit]]:
         """Train in forward passes that fit in memory while the block runs; yields settings that say how large."""
-        fit = self._fit_memory(engine, change, rows, int(self.batch_size))
+        own = self._fit_memory(engine, change, rows, int(self.batch_size))
+        size, again = (
+            current().from_first(lambda: own.micro_batch_size),
+            current().from_first(lambda: own.checkpointing),
+        )
+        fit = replace(own, micro_batch_size=int(size), checkpointing=bool(again))
         if fit.checkpointing:
             engine.model.gradient_checkpointing_enable({"use_reentrant": False})
         try:

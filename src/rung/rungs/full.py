@@ -13,6 +13,7 @@ from rung.rungs.base import rung
 from rung.rungs.costs import FROZEN_BASE, FULL
 from rung.rungs.fine_tune import FineTune
 from rung.training.config import Count, LearningRate, NonNegative, Share
+from rung.training.distributed import current
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -27,6 +28,8 @@ class Full(FineTune):
     AdamW at a learning rate of 2e-5 to 5e-5 with small weight decay (Devlin et al. 2019,
     https://arxiv.org/abs/1810.04805, appendix A.3). The learning rate rises over the first tenth of the steps: without
     that, few rows often train nothing (Mosbach et al. 2021, https://arxiv.org/abs/2006.04884).
+
+    In several processes, each holds a part of the weights, gradients and moments.
     """
 
     training_flops: ClassVar[int] = FULL
@@ -40,7 +43,22 @@ class Full(FineTune):
         del artifact
         from rung.training.changes import Patch, plain_parameters
 
-        return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
+        if current().alone:
+            return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
+        unfit = {
+            "patience": self.patience, "batch_size": self.batch_size == "auto",
+            "learning_rate": self.learning_rate == "auto", "optimizer": self.optimizer != "adamw",
+            "continue_from": self.continue_from,
+        }  # fmt: skip
+        if wrong := [name for name, value in unfit.items() if value]:
+            raise ConfigError(
+                "not-distributed", f"{self.name} in several processes, each with a part of the weights, has no "
+                f"{' or '.join(f'`{name}: {getattr(self, name)}`' for name in wrong)}",
+                hint="leave it out, or train in one process",
+            )  # fmt: skip
+        from rung.training.sharded import ShardedWeights
+
+        return ShardedWeights(engine.model)
 
     def trained_size(self, artifact: Artifact) -> int:
         """The size of the model."""

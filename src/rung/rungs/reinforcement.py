@@ -54,6 +54,7 @@ class RL(FurtherTuning):
     """
 
     needs = ("training", "one prompt", "open weights", "training rows")
+    trains_together = False  # answers that are sampled differ between processes
 
     advantage: AdvantageName = "rloo"
     group_size: Annotated[int, Field(ge=2)] = 8

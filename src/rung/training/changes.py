@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from rung.engines.changes import BASE_FINGERPRINT, adapter_digest, settings_for
 from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.models.cache import cache_dir, publish
+from rung.training.distributed import checksums, current
 
 OUTPUT = "lm_head.weight"  # the output layer's own tensor, even where it is tied to the input embeddings
 MEANING: Mapping[str, Any] = {  # settings without which an adapter's tensors do not say what they do; PEFT's defaults
@@ -34,6 +35,8 @@ _PARAMETERS: WeakKeyDictionary[Any, dict[str, torch.nn.Parameter]] = WeakKeyDict
 
 class Trainable(ABC):
     """What the loop trains: parameters, and callbacks during the run."""
+
+    sharded: ClassVar[bool] = False  # whether each of several processes holds a part of every parameter
 
     @abstractmethod
     def enable(self) -> None:
@@ -80,6 +83,10 @@ class Change(Trainable):
     @abstractmethod
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write its current state into a folder, with the fingerprint of its base model."""
+
+    def checksums(self, folder: Path) -> dict[str, int]:
+        """The checksum of each tensor that `write` has written into a folder; of a part of it where it is sharded."""
+        return checksums(folder)
 
     @abstractmethod
     def read(self, folder: Path) -> None:
@@ -152,11 +159,19 @@ def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
 
 
 def keep(change: Change, fingerprint: str) -> Path:
-    """Write a change to Rung's cache under the hash of its contents, and say where."""
+    """Write a change to Rung's cache under the hash of its contents, and say where.
+
+    Of processes that train together, the first one writes there; what it wrote must be what all of them have.
+    """
+    world = current()
     with tempfile.TemporaryDirectory() as scratch:
         change.write(Path(scratch), fingerprint)
-        folder = cache_dir() / "adapters" / adapter_digest(Path(scratch))[:32]
-        publish(folder, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True))
+        digest = world.text_of_first(adapter_digest(Path(scratch)) if world.first else "")
+        folder = cache_dir() / "adapters" / digest[:32]
+        if world.first:
+            publish(folder, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True))
+        if not world.alone:
+            world.verify(change.checksums(Path(scratch)), folder, parts=change.sharded)
     return folder
 
 
@@ -216,6 +231,11 @@ def plain_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
     if model not in _PARAMETERS:
         _PARAMETERS[model] = dict(model.named_parameters())
     return _PARAMETERS[model]
+
+
+def forget_parameters(model: Any) -> None:
+    """Keep the model's own parameters no longer: it gets others for good."""
+    _PARAMETERS.pop(model, None)
 
 
 @contextmanager

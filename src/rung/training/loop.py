@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from rung.errors import TrainingError
+from rung.errors import PreemptedError, TrainingError
 from rung.machine import peak_memory_bytes
 from rung.progress import QUIET, Progress
 from rung.training.changes import Trainable
 from rung.training.checkpoints import Checkpoints, RunState
 from rung.training.config import TrainConfig
+from rung.training.distributed import apart, current, gathered, placed
 from rung.training.examples import TrainingRow, epoch_batches
 from rung.training.kernels import recomputed_gates
 from rung.training.loss import AnswerLoss, Loss, StepLoss, packed_layers
@@ -74,8 +75,12 @@ def train(
     epoch are kept. A run that has a checkpoint resumes from it. With `stop_after`, the run stops after so many steps
     and keeps its state, as after a kill; the schedule is that of all steps.
 
+    Processes that have joined (see `rung.training.distributed`) train together: each takes its share of every batch.
+
     Raises:
-        TrainingError: there are no rows, the loss is not a number or explodes, or a checkpoint cannot be written.
+        TrainingError: there are no rows, the loss is not a number or explodes, a checkpoint cannot be written, or
+            processes that train together are not at the same place.
+        PreemptedError: a signal asked for an end; the state is kept.
     """
     if not rows:
         raise TrainingError("too-few-rows", "there are no training rows")
@@ -100,7 +105,7 @@ class _Run:
         self, model: Any, change: Trainable, rows: Sequence[TrainingRow], config: TrainConfig, loss: Loss | None,
         checkpoints: Checkpoints | None,
     ) -> None:  # fmt: skip
-        self.model, self.change, self.rows, self.config = model, change, rows, config
+        self.model, self.change, self.rows, self.config, self.world = model, change, rows, config, current()
         self.parameters = change.parameters()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
@@ -114,9 +119,14 @@ class _Run:
         self.checkpoints, self.saved, self.saving = checkpoints, time.perf_counter(), 0.0
         self.result = TrainResult(matmul_dtype=matmul_dtype(model.device.type, config.precision))
         self.best: dict[str, torch.Tensor] = {}
-        torch.manual_seed(config.seed)
-        if checkpoints is not None and (last := checkpoints.last()) is not None:
-            self._restore(*last)
+        torch.manual_seed(config.seed + self.world.rank)
+        self.world.spread(tuple(self.parameters.values()))
+        if checkpoints is not None:
+            self.world.check_alike("rows, settings, model and versions", checkpoints.folder.name)
+            last = checkpoints.last() if self.world.first else None
+            found = (None, {}) if last is None else (last[1].tensors, last[1].values)
+            if (state := self.world.state_of_first(*found)) is not None:
+                self._restore(*state)
 
     def take_steps(self, evaluate: Evaluate | None, stop_after: int | None, progress: Progress) -> None:
         """Take the steps that are left."""
@@ -125,12 +135,12 @@ class _Run:
         per_epoch = steps // self.config.epochs
         began, tokens_before = time.perf_counter(), result.tokens
         out_of_patience = False
-        progress.start("training", steps)
+        progress.start("training" if self.world.alone else f"training in {self.world.size} processes", steps)
         if result.steps:
             progress.advance(result.steps, note="resumed")
         while result.steps < last:
             batch = self._batch(result.steps)
-            self._step(batch)
+            stop = self._step(batch)
             result.tokens += sum(map(len, batch))
             on_gpu = self.model.device.type == "cuda"
             memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else peak_memory_bytes()
@@ -141,7 +151,15 @@ class _Run:
             if evaluate is not None and result.steps % per_epoch == 0 and self._out_of_patience(evaluate):
                 out_of_patience = True
                 break
-            self._checkpoint(force=result.steps == stop_after)
+            self._checkpoint(force=result.steps == stop_after or (stop and result.steps < last))
+            if stop and result.steps < last:
+                kept = "its state is kept" if self.checkpoints is not None else "nothing of it is kept"
+                raise PreemptedError(
+                    "preempted", f"a signal ended the training after step {result.steps} of {steps}; {kept}",
+                    hint="run the same command again: it goes on from there",
+                )  # fmt: skip
+        if not result.steps and not self.world.alone:
+            raise apart("the processes took no step")
         if self.best and (result.steps == steps or stop_after is None or out_of_patience):
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
@@ -160,8 +178,11 @@ class _Run:
             self.change.enable()
         return batch
 
-    def _step(self, batch: Sequence[TrainingRow]) -> None:
-        """Take one optimizer step; without rows, as where all answers are equally good, nothing moves."""
+    def _step(self, batch: Sequence[TrainingRow]) -> bool:
+        """Take one optimizer step, and say whether a signal asks for an end.
+
+        Without rows, as where all answers are equally good, nothing moves.
+        """
         self.model.train()
         step, steps = len(self.result.losses), len(self.batches)
         for group in self.optimizer.param_groups:
@@ -169,25 +190,31 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         mass = sum(row.mass for row in batch)
         total = 0.0
-        size = self.config.micro_batch_size or max(1, len(batch))
+        own, longest = batch[self.world.rank :: self.world.size], len(batch[:: self.world.size])
+        size = self.config.micro_batch_size or max(1, longest)
         # Around the backward pass too: gradient checkpointing runs layers again.
         with matmul_precision(self.result.matmul_dtype), packed_layers(self.model):
-            for first in range(0, len(batch), size):
-                loss = self.loss(batch[first : first + size]) / mass
+            # A process without rows takes part in every pass where parts of the weights come from it.
+            for first in range(0, longest if self.change.sharded else len(own), size):
+                part = own[first : first + size]
+                loss = self.loss(part) / mass if part else 0 * self.loss(batch[:1])
                 loss.backward()
                 total += float(loss.item())
+        parameters = tuple(self.parameters.values())
+        total, stop = self.world.add_up(parameters, total, sum(row.mass for row in own), of=mass)
         if (penalty := self.change.penalty()) is not None:
             penalty.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        norm = gathered(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
         self.result.losses.append((step + 1, total))
         self.result.norms.append(float(norm))
         if isinstance(self.loss, StepLoss):
-            self.result.measures.append(self.loss.measured())
+            self.result.measures.append(self.loss.measured())  # of this process's rows
         self._check(total, float(norm))
         if batch:
             self.optimizer.step()
         self.change.stepped(step + 1, steps)
         self.result.steps = step + 1
+        return stop
 
     def _check(self, loss: float, norm: float) -> None:
         """Stop a run that can only get worse."""
@@ -209,7 +236,7 @@ class _Run:
         result = self.result
         self.model.eval()
         with torch.no_grad():
-            value = evaluate()
+            value = self.world.from_first(evaluate)
         self.change.enable()
         result.evaluations.append((result.steps, value))
         if not result.best or value > max(v for _, v in result.evaluations[:-1]):
@@ -223,9 +250,17 @@ class _Run:
     def _checkpoint(self, *, force: bool) -> None:
         now = time.perf_counter()
         due = now - self.saved >= max(CHECKPOINT_SECONDS, self.saving / CHECKPOINT_SHARE)
-        if self.checkpoints is None or not (force or due):
+        if self.checkpoints is None:
             return
-        self.checkpoints.save(self.result.steps, self._state())
+        if self.change.sharded:  # all put the state together
+            due = bool(self.world.from_first(lambda: due))
+        elif not self.world.first:
+            return
+        if not (force or due):
+            return
+        state = self._state()
+        if self.world.first:
+            self.checkpoints.save(self.result.steps, state)
         self.saved = time.perf_counter()
         self.saving = self.saved - now
 
@@ -234,30 +269,39 @@ class _Run:
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.model.device)
         for i, (name, parameter) in enumerate(self.parameters.items()):
-            tensors[f"weight.{i}"] = parameter.detach()
+            own = {f"weight.{i}": parameter.detach()}
             for key, value in optimizer_state(self.optimizer, parameter).items():
-                tensors[f"optimizer.{i}.{key}"] = value
+                own[f"optimizer.{i}.{key}"] = value
+            for key, value in own.items():
+                whole = gathered(value)
+                if self.world.first:
+                    tensors[key] = whole.cpu() if self.change.sharded else whole
             if self.best:
                 tensors[f"best.{i}"] = self.best[name]
         tensors |= {f"change.{name}": tensor for name, tensor in self.change.state().items()}
         values = {f.name: getattr(self.result, f.name) for f in fields(self.result)}
         return RunState(tensors, values | {"micro_batch_size": self.config.micro_batch_size})
 
-    def _restore(self, steps: int, state: RunState) -> None:
-        tensors, values = state.tensors, dict(state.values)
+    def _restore(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         # The same micro-batches as before, even if more or less memory is free: another order of sums gives other bits.
         self.config = replace(self.config, micro_batch_size=values.pop("micro_batch_size"))
         self.result = TrainResult(**values)
         self.result.losses = [(step, loss) for step, loss in values["losses"]]
         self.result.evaluations = [(step, value) for step, value in values["evaluations"]]
-        assert self.result.steps == steps
         with torch.no_grad():
             for i, (name, parameter) in enumerate(self.parameters.items()):
-                parameter.copy_(tensors[f"weight.{i}"])
-                restore_optimizer_state(self.optimizer, parameter, _under(tensors, f"optimizer.{i}."))
+                parameter.copy_(placed(tensors[f"weight.{i}"], parameter))
+                state_of = _under(tensors, f"optimizer.{i}.")
+                restore_optimizer_state(
+                    self.optimizer, parameter,
+                    {k: placed(v, parameter) if v.shape == parameter.shape else v for k, v in state_of.items()},
+                )  # fmt: skip
                 if f"best.{i}" in tensors:
                     self.best[name] = tensors[f"best.{i}"].to(parameter.device)
         self.change.set_state(_under(tensors, "change."))
+        if not self.world.first:  # the checkpoint may be of fewer processes
+            torch.manual_seed(self.config.seed + self.world.rank + self.world.size * self.result.steps)
+            return
         torch.set_rng_state(tensors["random"])
         if "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.model.device)

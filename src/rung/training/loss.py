@@ -285,6 +285,11 @@ def splits_logits(model: Any) -> bool:
     return _SPLIT_LOGITS[model]
 
 
+def without_split_logits(model: Any) -> None:
+    """Compute all logits in the model's own forward pass."""
+    _SPLIT_LOGITS[model] = False
+
+
 def _logits(model: Any, states: torch.Tensor) -> torch.Tensor:
     logits: torch.Tensor = model.get_output_embeddings()(states)
     config = model.config.get_text_config()

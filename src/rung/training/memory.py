@@ -74,6 +74,6 @@ def free_bytes(model: Any) -> int:
 
 def free_beside(model: Any, trained: Iterable[torch.Tensor], optimizer: OptimizerName = "adamw") -> int:
     """The bytes that stay free once the trained parameters have gradients and the optimizer's moments."""
-    trained = tuple(trained)
+    trained = tuple(p.to_local() if hasattr(p, "to_local") else p for p in trained)  # the parts of this process
     gradients: int = GRADIENT_BYTES * sum(p.numel() for p in trained)
     return max(0, free_bytes(model) - gradients - moment_bytes(optimizer, trained, embeddings(model)))
