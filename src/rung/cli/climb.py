@@ -1,4 +1,4 @@
-"""Commands that measure techniques: `advise`, `climb`, `report`, `eval`, `judge`, `rungs`, `tune`."""
+"""Commands that measure techniques: `advise`, `climb`, `fit`, `report`, `eval`, `judge`, `rungs`, `tune`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError, MachineError, ThresholdError
+from rung.errors import ConfigError, MachineError, PreemptedError, ThresholdError
 
 if TYPE_CHECKING:
     from rung.climbing import Climb
@@ -60,6 +60,7 @@ def climb(
     from rung.climbing.plan import plan_rows
     from rung.climbing.run import climb
 
+    _alone("climb")
     loaded = options.load_task(task, sets, runs=not plan)
     crew = None if plan else options.crew(workers, on, jobs)
     how = options.climb_options(
@@ -95,15 +96,89 @@ def _tracker(name: str | None) -> Callable[[ClimbResult, Path], str] | None:
 
 
 def _again(*without: str) -> str:
-    """The command as it was given, without these options; `--budget` goes with its value."""
+    """The command as it was given, without these options; all but `--resume` go with their values."""
     parts, kept = iter(sys.argv[1:]), list[str]()
     for part in parts:
         name, given, _ = part.partition("=")
         if name not in without:
             kept.append(part)
-        elif name == "--budget" and not given:
+        elif name != "--resume" and not given:
             next(parts, None)
     return shlex.join(kept)
+
+
+def _alone(command: str) -> None:
+    from rung.training.distributed import launched
+
+    if not launched().alone:
+        raise ConfigError(
+            "not-distributed", f"`rung {command}` would run once in each process that torchrun or srun started",
+            hint="start one process; `rung fit` trains in several",
+        )  # fmt: skip
+
+
+def fit(
+    task: options.TaskFile,
+    rung: Annotated[str, Argument(help="The rung, such as lora.", metavar="RUNG")],
+    out: Annotated[Path, Option(help="Folder of the artifact that is made.", metavar="FOLDER")],
+    base: Annotated[
+        Path | None, Option(help="The artifact to put it on; default: zero-shot.", metavar="ARTIFACT")
+    ] = None,
+    devices: Annotated[int, Option(min=1, help="Processes that train together, one for each device.")] = 1,
+    slurm: Annotated[
+        str | None, Option(help="Only print the batch script for Slurm.", metavar="NODESxDEVICES")
+    ] = None,
+    seed: options.SeedOption = 0, engine: options.EngineOption = "auto", sets: options.Sets = None,
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Make one artifact with one rung, without measuring it; torchrun and srun start it in several processes."""
+    from rung.training.distributed import joined, launch, launched, slurm_script
+
+    if slurm is not None:
+        nodes, times, each = slurm.partition("x")
+        if not (times and nodes.isdecimal() and each.isdecimal() and int(nodes) and int(each)):
+            raise ConfigError("bad-option", f"--slurm {slurm!r} is not NODESxDEVICES", hint="write --slurm 2x8")
+        render.say(slurm_script(int(nodes), int(each), f"rung {_again('--slurm', '--devices')}"))
+        return
+    world = launched()
+    if devices > 1 and world.alone:
+        raise typer.Exit(launch(devices, shlex.split(_again("--devices"))))
+    try:
+        with joined(world):
+            _fit(task, rung, out, base, seed, engine, sets, json, quiet or not world.first)
+    except (ConfigError, PreemptedError) as error:  # the same in every process
+        if world.first:
+            raise
+        raise typer.Exit(error.exit_code) from None
+
+
+def _fit(
+    file: Path, name: str, out: Path, base: Path | None, seed: int, engine: str, sets: list[str] | None, json: bool,
+    quiet: bool,
+) -> None:  # fmt: skip
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.files import check_new
+    from rung.rungs import build
+    from rung.training.distributed import current
+
+    world = current()
+    if world.first or (out.exists() and any(out.iterdir())):
+        check_new(out)
+    task = options.load_task(file, sets)
+    (chosen,) = build((name,), task, seed)
+    data = task.read()
+    start = (
+        options.load_artifact(base) if base is not None
+        else Artifact.zero_shot(task.only(task.model), data.labels, engine=engine)
+    )  # fmt: skip
+    if not (suits := chosen.applies(start, data)).applies:
+        raise ConfigError("bad-option", f"{name} does not apply: {suits.reason}", hint="choose another rung, or --base")
+    made = chosen.fit(start, data, progress=options.progress(quiet))
+    if world.first:
+        made.save(out)
+        render.result(json, {"artifact": str(out), "rung": name, "processes": world.size}, f"{out}")
+        if not json:
+            render.note(f"measure it:\n  rung eval {out} {file}")
 
 
 def demo(
@@ -268,6 +343,8 @@ def tune(
     """Search the settings of one rung; the same command continues an interrupted search."""
     from rung.climbing.budget import parse_duration
     from rung.climbing.tune import tune
+
+    _alone("tune")
     from rung.rungs import default_names
 
     seconds = None if budget is None else parse_duration(budget)

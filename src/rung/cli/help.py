@@ -18,6 +18,7 @@ GROUPS = {
     "Measure": {
         "advise": "say which techniques the rules expect to help, and why",
         "climb": "measure the techniques on the same rows and recommend one",
+        "fit": "make one artifact with one technique, on one device or several",
         "report": "show the report of a climb again",
         "eval": "score an artifact; exit 1 below a bar",
         "confidence": "measure how sure answers are, and what abstaining brings",
@@ -68,6 +69,7 @@ EXAMPLES = {
     "eval": "rung eval runs/tickets task.yaml --at-least accuracy=0.9",
     "confidence": "rung confidence runs/tickets task.yaml --out sure",
     "rungs": "rung rungs lora",
+    "fit": "rung fit task.yaml lora --out tuned --devices 4",
     "tune": "rung tune task.yaml --rung lora --budget 30m",
     "run": 'rung run runs/tickets "The printer is on fire"',
     "chat": "rung chat runs/support",

@@ -27,7 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (  # in the order of `rung --help`
     tasks.init, tasks.check, tasks.trust, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.demo,
-    climb.report, climb.evaluate,
+    climb.fit, climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
     artifacts.merge, artifacts.export, artifacts.push, feedback.improve, feedback.promote, feedback.rollback,
     climb.judge, climb.worker, tasks.cluster, models.doctor, serve.serve,
@@ -76,7 +76,7 @@ All commands: rung --help"""
 
 
 def main() -> None:
-    """Run the command; every error ends with its exit code: 1 threshold, 2 usage, 3 environment, 130 interrupted."""
+    """Run the command; an error ends with its exit code: 1 bar, 2 usage, 3 machine, 75 preempted, 130 interrupted."""
     _use_utf8()
     try:
         try:
