@@ -47,6 +47,11 @@ def serve(
     load_from: Annotated[
         Path | None, Option(help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER")
     ] = None,
+    on_demand: Annotated[
+        Path | None, Option(help="Serve the artifacts in this folder by their names, each from its first request on.",
+                            metavar="FOLDER")
+    ] = None,
+    keep: Annotated[int, Option(min=1, help="Most artifacts of --on-demand that are served at once.")] = 16,
     queue: Annotated[int, Option(min=1, help="Most answers waited for; beyond it: 429.")] = 512,
     max_body: Annotated[int, Option(min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
     per_address: Annotated[
@@ -69,7 +74,7 @@ def serve(
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
-    if not (artifacts or model or encoder or registry):
+    if not (artifacts or model or encoder or registry or on_demand):
         hint = "rung serve FOLDER, or rung serve --model embedded"
         raise ConfigError("bad-option", "there is nothing to serve", hint=hint)
     with needed_by("serving", extra="serve", error=EngineError):
@@ -78,6 +83,7 @@ def serve(
         from rung.serving.conversations import ConversationPolicy
         from rung.serving.limits import RequestLimits
         from rung.serving.metrics import CAPTURE
+        from rung.serving.on_demand import OnDemand
         from rung.serving.served import LongTexts, Served
         from rung.serving.web.site import PageSources
 
@@ -96,6 +102,7 @@ def serve(
                 served.alias(name, target)
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from, conversation=policy,
+                on_demand=None if on_demand is None else OnDemand(_folder(on_demand), keep, _allowed),
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
                 pages=PageSources(runs, None if wiring is None else wiring.store, registry) if pages else None,
             )  # fmt: skip
@@ -108,6 +115,21 @@ def serve(
             render.say(f"{url}/v1")
             sys.stdout.flush()
             HttpServer(app, drain_seconds=drain).run(sockets=[socket])
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ConfigError("no-such-file", f"--on-demand: {path} is not a folder", hint="check the path")
+    return path
+
+
+def _allowed(folder: Path) -> None:
+    """Raise unless what an artifact would run or reach is allowed: nobody can be asked while the server runs."""
+    from rung import user_code
+    from rung.climbing.trust import permits_of
+
+    if refused := user_code.missing(permits_of(folder)):
+        raise user_code.refusal(refused, folder)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from rung.models.checkpoint import check_loaded
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
+ATTACHED = 16  # changes that stay on the model; others come back when they are requested
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that decide whether it does
 
@@ -86,7 +87,8 @@ class TorchEngine(LocalModel):
         self.model.eval()
         self.model.requires_grad_(False)
         try_together(self.model, self.base_fingerprint)
-        self._changes: dict[str, WeightsChange] = {}
+        self._changes: dict[str, WeightsChange] = {}  # the longest unused first
+        self._lent: set[str] = set()  # those of them that nobody can load again
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
         self._paged = None if runs_apart(self.model) else paged_attention(device)
@@ -109,11 +111,17 @@ class TorchEngine(LocalModel):
         return self.model
 
     def _change(self, adapter: str) -> WeightsChange:
-        """A change that is on the model, put there if need be; changes that conflict with it are removed."""
+        """A change that is on the model, put there if need be.
+
+        Changes that conflict with it are removed, and those that were not used for longest where there are too many.
+        """
         if adapter not in self._changes:
             self.make_room(family_of(Path(adapter)))
+            while len(self._changes) - len(self._lent) >= ATTACHED:
+                self._changes.pop(next(name for name in self._changes if name not in self._lent)).remove()
             self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)
-        return self._changes[adapter]
+        self._changes[adapter] = change = self._changes.pop(adapter)
+        return change
 
     def merged(self, adapter: str) -> dict[str, Any]:
         """The base model's parameters that this change modifies, with the change in them."""
@@ -123,11 +131,13 @@ class TorchEngine(LocalModel):
     def lend(self, change: WeightsChange, name: str) -> Iterator[None]:
         """Inside the block, answer requests for adapter `name` with `change`, which is already on the model."""
         self._changes[name] = change
+        self._lent.add(name)
         try:
             yield
         finally:
             if self._active == name:
                 self.use(None)
+            self._lent.remove(name)
             del self._changes[name]
 
     def make_room(self, family: str | None) -> None:

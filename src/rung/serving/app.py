@@ -36,6 +36,7 @@ from rung.serving.served import Served, ServedArtifact
 
 if TYPE_CHECKING:
     from rung.feedback.capture import Capture
+    from rung.serving.on_demand import OnDemand
     from rung.serving.web.site import PageSources
 
 BACKLOG = 1024
@@ -63,7 +64,7 @@ class HttpServer(uvicorn.Server):
         everything = OpenConnections(app.state.rung.limits)
         config = uvicorn.Config(
             app, http=partial(BoundedConnection, everything, everything.most()),  # type: ignore[arg-type]
-            log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
+            loop="asyncio", log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
             h11_max_incomplete_event_size=64 * 1024, ws="none", proxy_headers=False,
         )  # fmt: skip
@@ -139,14 +140,17 @@ def listen(host: str, port: int) -> socket.socket:
 def app_with(
     served: Served, *, access: Access | None = None, limits: RequestLimits | None = None,
     recorder: Capture | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
-    pages: PageSources | None = None, conversation: ConversationPolicy = "last",
+    pages: PageSources | None = None, conversation: ConversationPolicy = "last", on_demand: OnDemand | None = None,
 ) -> FastAPI:  # fmt: skip
     """Make the application; by default anyone on this machine may ask.
 
     `load_from` is the folder below which artifacts may be loaded over HTTP. `routers` are more endpoints (feedback,
     review), with the same middleware and context. `conversation` says what artifacts read of several messages.
+    `on_demand` loads artifacts by name when they are asked for.
     """
-    server = ServerContext(served, access or Access(), limits or RequestLimits(), recorder, load_from, conversation)
+    server = ServerContext(
+        served, access or Access(), limits or RequestLimits(), recorder, load_from, conversation, on_demand
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -60,7 +60,7 @@ async def chat(body: ChatRequest, context: Context) -> Response:
 
 async def begin_chat(context: RequestContext, body: ChatRequest, kind: Callable[..., ChatReply]) -> ChatReply:
     """Plan a chat completion and begin it; `kind` makes the reply."""
-    target = context.server.find(body.model)
+    target = await context.server.need(body.model)
     if isinstance(target, ServedEncoder):
         raise Refused(400, "no-chat", f"{body.model} embeds texts and writes none", param="model")
     if body.n > (most := context.server.limits.choices):
@@ -99,7 +99,7 @@ async def _one_message(
 @router.post("/completions")
 async def complete(body: CompletionRequest, context: Context) -> Response:
     """Continue texts with a base model, or answer them with an artifact."""
-    target = context.server.find(body.model)
+    target = await context.server.need(body.model)
     if isinstance(target, ServedEncoder):
         raise Refused(400, "no-completions", f"{body.model} embeds texts and writes none", param="model")
     wanted, most = len(body.prompts) * body.n, context.server.limits.choices

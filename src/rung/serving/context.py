@@ -31,6 +31,7 @@ from rung.serving.shadows import Shadow, Shadows
 
 if TYPE_CHECKING:
     from rung.feedback.capture import Capture
+    from rung.serving.on_demand import OnDemand
 
 _Result = TypeVar("_Result")
 RENDERERS = 4  # threads that render and tokenize
@@ -43,8 +44,9 @@ class ServerContext:
 
     def __init__(
         self, served: Served, access: Access, limits: RequestLimits, recorder: Capture | None, load_from: Path | None,
-        conversation: ConversationPolicy = "last",
+        conversation: ConversationPolicy = "last", on_demand: OnDemand | None = None,
     ) -> None:  # fmt: skip
+        self.on_demand = on_demand
         self.served, self.access, self.limits = served, access, limits
         self.recorder, self.load_from, self.conversation = recorder, load_from, conversation
         self.ready = True  # until the server is asked to end
@@ -66,6 +68,12 @@ class ServerContext:
             known = ", ".join(repr(each.name) for each in self.served.all())
             raise Refused(404, "model_not_found", f"no model is served as {name!r}; there are {known}", param="model")
         return servable
+
+    async def need(self, name: str) -> Servable:
+        """Look up a name, after loading the artifact of that name where artifacts are loaded on demand."""
+        if self.on_demand is not None:
+            await self.on_demand.need(self.served, name)
+        return self.find(name)
 
     async def render(self, work: Callable[..., _Result], *arguments: Any, **options: Any) -> _Result:
         """Run short work (rendering, tokenizing) off the event loop."""

@@ -27,7 +27,7 @@ TOGETHER = 64  # texts that run at once; other requests run between two such par
 @router.post("/embeddings")
 async def embed(body: EmbeddingRequest, context: Context) -> Response:
     """Embed texts, or the token ids of texts."""
-    target = context.server.find(body.model)
+    target = await context.server.need(body.model)
     if isinstance(target, ServedArtifact):
         raise Refused(400, "no-embeddings", f"{body.model} is an artifact: ask its base model", param="model")
     texts = await context.server.render(texts_of, target, body.inputs)

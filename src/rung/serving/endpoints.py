@@ -115,7 +115,7 @@ def _described(served: Servable) -> dict[str, Any]:
 @rung_router.post("/tasks/{name}/predict")
 async def predict(name: str, body: PredictRequest, context: Context) -> Response:
     """Answer rows as `rung predict` does."""
-    served, most = context.server.find(name), context.server.limits.choices
+    served, most = await context.server.need(name), context.server.limits.choices
     if not isinstance(served, ServedArtifact):
         raise Refused(404, "no-task", f"{name!r} is not an artifact, so it has no task")
     if len(body.rows) > most:
