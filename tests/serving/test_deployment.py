@@ -45,6 +45,46 @@ def test_the_manifest_probes_and_scales_by_what_is_there():
     served.close()
 
 
+def test_keda_scales_the_same_deployment_by_metrics_that_are_there():
+    deployment, _, scaler = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    scaled = yaml.safe_load((DEPLOY / "keda.yaml").read_text())["spec"]
+    assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (1, scaler["spec"]["maxReplicas"])
+    assert (scaled["pollingInterval"], scaled["cooldownPeriod"], scaled["fallback"]["replicas"]) == (15, 360, 2)
+    served = Served()
+    served.add_engine("fake", FakeEngine())
+    text = app_with(served).state.rung.metrics.text().decode()
+    served.close()
+    thresholds = {}
+    for trigger in scaled["triggers"]:
+        name = re.fullmatch(r'sum\((\w+)\{job="rung"\}\)', trigger["metadata"]["query"])[1]
+        assert re.search(rf"^{name}[{{ ]", text, re.M)
+        thresholds[name] = trigger["metadata"]["threshold"]
+    assert thresholds == {
+        "rung_waiting": "5",
+        "rung_queue": scaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"],
+    }
+
+
+def test_ray_s_manifests_name_an_application_and_commands_that_exist():
+    service, job, policy = yaml.safe_load_all((DEPLOY / "ray.yaml").read_text())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    module, builder = application["import_path"].split(":")
+    source = (DEPLOY.parent / "src" / f"{module.replace('.', '/')}.py").read_text()
+    assert f"def {builder}(" in source
+    settings = re.search(r"class RayServing\(BaseModel\):(.*?)\n\n\n", source, re.S)[1]
+    assert all(f"\n    {name}: " in settings for name in application["args"])
+    workers = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert application["args"]["replicas"] == [workers["minReplicas"], workers["maxReplicas"]]
+    pod = workers["template"]["spec"]
+    mounted = tuple(mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"])
+    places = [*application["args"]["artifacts"].values(), application["args"]["key_file"]]
+    assert all(place.startswith(mounted) for place in places)
+    assert job["spec"]["entrypoint"].startswith("rung climb /artifacts/")
+    (free,) = (rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule)
+    assert free == [{"port": 8000}]
+
+
 def test_the_unit_and_the_image_give_options_that_exist():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str

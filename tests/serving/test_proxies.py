@@ -72,6 +72,54 @@ def test_pages_and_streams_work_behind_the_proxy(proxy, browser, tmp_path):
     served.close()
 
 
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="apt-get install nginx")
+def test_requests_for_one_artifact_go_to_one_replica(tmp_path):
+    served, port = Served(), free_port()
+    served.add_engine("fake", FakeEngine())
+    with running(served) as one, running(served) as two, running(served) as three:
+        replicas = [one, two, three]
+        text = (DEPLOY / "nginx-artifacts.conf").read_text().replace("127.0.0.1:8080", f"127.0.0.1:{port}")
+        for number, replica in enumerate(replicas):
+            text = text.replace(f"10.0.0.{11 + number}:8000", f"127.0.0.1:{replica.port}")
+        places = "".join(
+            f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}}\n"
+            f"http {{ access_log off; {places}{text} }}"
+        )
+
+        def counts():
+            kind = "rung_requests_total"
+            return [replica.metric(kind, endpoint="/v1/models", status="200") or 0 for replica in replicas]
+
+        def place(artifact):
+            """Which replica answers for an artifact."""
+            before = counts()
+            for _ in range(3):
+                answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"X-Rung-Artifact": artifact})
+                assert answer.status_code == 200
+            (found,) = [k for k in range(3) if counts()[k] == before[k] + 3]
+            return found
+
+        command = ["nginx", "-p", tmp_path, "-e", tmp_path / "log", "-c", tmp_path / "nginx.conf"]
+        with subprocess.Popen(command) as process:
+            try:
+                while not (tmp_path / "pid").exists():
+                    time.sleep(0.02)
+                names = [f"artifact-{number}" for number in range(24)]
+                before = [place(name) for name in names]
+                assert set(before) == {0, 1, 2}
+                three.close()
+                three.close = lambda: None
+                after = [place(name) for name in names]
+                assert set(after) == {0, 1}
+                assert all(new == old for new, old in zip(after, before, strict=True) if old != 2)
+            finally:
+                process.terminate()
+    served.close()
+
+
 def talk_to(port, secret):
     site, head = f"https://{NAME}:{port}", {"Host": f"{NAME}:{port}"}
     options = {"sni_hostname": NAME}
