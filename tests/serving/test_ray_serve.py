@@ -1,0 +1,95 @@
+"""Ray Serve runs the application: an entrance, a deployment for each base model, artifacts that come and go."""
+
+import json
+import socket
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from rung.errors import ConfigError
+from rung.serving.access import create_key
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # of Ray Serve, to pydantic
+
+from rung.cluster.ray_serve import RayServing, answers, build  # noqa: E402
+
+
+def test_settings_are_checked(artifacts):
+    with pytest.raises(ValueError, match="artefacts"):
+        RayServing.model_validate({"artefacts": {}})
+    with pytest.raises(ConfigError, match="replicas 4 to 1"):
+        build({"artifacts": {"notes": str(artifacts["notes"])}, "replicas": [4, 1]})
+
+
+def test_a_request_runs_through_the_application_as_over_http(server):
+    import asyncio
+
+    body = json.dumps({"rows": [{"text": "card"}]}).encode()
+
+    async def asked(path):
+        return [piece async for piece in answers(server.app, "POST", path, "", "application/json", body)]
+
+    head, *pieces = asyncio.run(asked("/v1/tasks/intents/predict"))
+    assert json.loads(head)["status"] == 200
+    assert (
+        json.loads(b"".join(pieces))["predictions"][0]["output"]
+        == (server.post("/v1/tasks/intents/predict", {"rows": [{"text": "card"}]}).json()["predictions"][0]["output"])
+    )
+    assert json.loads(asyncio.run(asked("/v1/nothing"))[0])["status"] == 404
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="rr", ignore_cleanup_errors=True) as scratch:
+        ray.init(
+            address="local", num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, _temp_dir=scratch,
+            _node_ip_address="127.0.0.1", log_to_driver=False,
+        )  # fmt: skip
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_serves_the_artifacts_of_a_base_model(cluster, artifacts, server, tmp_path):
+    from ray import serve
+
+    secret, _ = create_key(tmp_path / "keys.jsonl", "anna")
+    names = ("intents", "few-shot", "head", "notes")
+    folders = {name: str(artifacts[name]) for name in names}
+    args = {"artifacts": folders, "keep": 2, "key_file": str(tmp_path / "keys.jsonl"), "replicas": [1, 1]}
+    serve.run(build(args))
+    client = OpenAI(base_url=f"{cluster}/v1", api_key=secret, max_retries=0, timeout=60)
+    assert {model.id for model in client.models.list()} == set(names)
+    rows = {"rows": [{"text": "Where is my card?"}]}
+
+    def predicted(name, base=cluster, key=secret):
+        return httpx.post(
+            f"{base}/v1/tasks/{name}/predict", json=rows, timeout=60, headers={"Authorization": f"Bearer {key}"}
+        )
+
+    for _ in range(2):  # each time in another replica's memory: it keeps two
+        for name in names:
+            ours, theirs = predicted(name).json(), predicted(name, server.url).json()
+            assert ours["predictions"][0]["output"] == theirs["predictions"][0]["output"], name
+    assert predicted("intents", key="wrong").status_code == 401
+    assert predicted("nothing").json()["error"]["code"] == "model_not_found"
+    message = [{"role": "user", "content": "Where is my card?"}]
+    whole = client.chat.completions.create(model="notes", messages=message).choices[0].message.content
+    pieces = client.chat.completions.create(model="notes", messages=message, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == whole
+    with ThreadPoolExecutor(16) as many:
+        found = list(many.map(predicted, [name for name in names for _ in range(8)]))
+    assert {answer.status_code for answer in found} == {200}
