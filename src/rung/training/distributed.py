@@ -30,7 +30,8 @@ from rung.errors import ConfigError, PreemptedError, TrainingError
 if TYPE_CHECKING:
     import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # a cluster takes the machine back
+# A cluster takes the machine back; Windows has only one of them.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 PATIENCE = timedelta(hours=4)  # that processes wait for each other: the first one evaluates alone
 SLICE = 2**24  # bytes of a tensor that are summed at once
 GRACE = 30.0  # seconds in which the others end by themselves after one has failed
