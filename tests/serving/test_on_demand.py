@@ -49,8 +49,8 @@ def test_the_artifacts_asked_for_last_are_served(shelf, artifacts, server):
         assert names() == ["intents", "notes"]  # head was not used for longest
         for name in ("nothing", "empty", "..", "../shelf/intents", ".hidden", "a" * 200):
             assert lazy.post("/v1/chat/completions", chat | {"model": name}).status_code == 404, name
-        manifest = next((shelf / "few-shot").glob("*.json"))
-        manifest.write_text(manifest.read_text() + " ")
+        file = shelf / "few-shot" / "artifact.json"
+        file.write_text(file.read_text() + " ")
         assert ask("few-shot").json()["error"]["code"] == "artifact-damaged"
         assert names() == ["intents", "notes"]
     served.close()

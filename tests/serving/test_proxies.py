@@ -99,6 +99,8 @@ def test_requests_for_one_artifact_go_to_one_replica(tmp_path):
             for _ in range(3):
                 answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"X-Rung-Artifact": artifact})
                 assert answer.status_code == 200
+            while sum(counts()) < sum(before) + 3:  # counted after the answer is sent
+                time.sleep(0.005)
             (found,) = [k for k in range(3) if counts()[k] == before[k] + 3]
             return found
 

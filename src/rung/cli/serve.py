@@ -93,6 +93,7 @@ def serve(
     beyond = options.choose("--long-texts", long_texts, get_args(LongTexts))
     policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
+    by_name = None if on_demand is None else OnDemand(_folder(on_demand), keep, _allowed)
     socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
@@ -102,7 +103,7 @@ def serve(
                 served.alias(name, target)
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from, conversation=policy,
-                on_demand=None if on_demand is None else OnDemand(_folder(on_demand), keep, _allowed),
+                on_demand=by_name,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
                 pages=PageSources(runs, None if wiring is None else wiring.store, registry) if pages else None,
             )  # fmt: skip
