@@ -9,7 +9,9 @@ LABELS = ("transfer", "transfer fee", "card arrival")
     ("text", "how", "expected"),
     [
         ("3 + 4 = 7.\nAnswer: 7", "number", "7"),
-        ("Answer: $1,250.50 in all", "number", "1250.50"),
+        ("Answer: $1,250.50 in all", "number", "1250.5"),
+        ("Answer: 04.00", "number", "4"),
+        ("Answer: -0.0", "number", "0"),
         ("So 3 of the 12 are left.", "number", "12"),
         ("Answer: −5", "number", "-5"),
         ("Answer: 3 apples, not 4", "number", "3"),

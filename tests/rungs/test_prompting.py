@@ -13,7 +13,9 @@ from rung.artifact.labels import LabelScoring
 from rung.artifact.parts import Signature
 from rung.artifact.text import Generate, Reasoning
 from rung.data.rows import Data, Example, example_id
+from rung.data.texts import number_pattern
 from rung.errors import ConfigError, TrainingError
+from rung.prompts.answer_form import number_form
 from rung.prompts.extraction import REQUEST
 from rung.prompts.prompt import Prompt
 from rung.rungs import (
@@ -84,6 +86,34 @@ def test_labels_are_named_and_answers_become_labels():
     assert artifact.answer(data.train[:1])[0].text == "top_up"
 
 
+def stars(engine):
+    form = number_form(1, 5, "stars", whole=True)
+    prompt, decoder = Prompt("Rate.", "{text}", answer_form=form), Generate(8, regex=number_pattern(1, 5, whole=True))
+    signature = Signature("t", ("text",), "number", "closeness", metric_settings={"scale": 4.0})
+    return Artifact(signature, ENDPOINT, prompt, decoder, path=("zero-shot",)).with_engine(engine)
+
+
+def test_numbers_may_follow_steps_and_stay_in_their_range():
+    chains = iter(["2 of 5 is poor.\nAnswer: 2.0", "Answer: 3.5", "Answer: 9", "nothing"])
+    engine = FakeEngine(write=lambda messages, sampling: next(chains))
+    data = numbers(4)
+    assert ChainOfThought().applies(stars(engine), data).applies
+    artifact = ChainOfThought().fit(stars(engine), data).with_engine(engine)
+    assert artifact.decoder == Reasoning("number", regex="1|2|3|4|5")
+    assert artifact.messages({"text": "x"})[0]["content"] == (
+        f"Rate.\n\n{REQUEST}\n\nAnswer with a whole number from 1 to 5, in stars."
+    )
+    assert [answer.text for answer in artifact.answer(data.train)] == ["2", "", "", ""]
+
+
+def test_chains_vote_by_the_value_of_a_number():
+    said = {0: "Answer: 4.0", 1: "Answer: 5", 2: "Answer: 4", 3: "Answer: 7", 4: "Answer: 7"}
+    engine = FakeEngine(write=lambda messages, sampling: said[sampling.seed])
+    voted = SelfConsistency().fit(ChainOfThought().fit(stars(engine), numbers(4)), numbers(4)).with_engine(engine)
+    (answer,) = voted.answer(numbers(1).train)
+    assert (answer.text, answer.confidence) == ("4", 0.4)  # 7 is no answer
+
+
 def test_demonstrations_answer_behind_the_marker():
     engine = FakeEngine()
     artifact = ChainOfThought(when="always").fit(scoring(engine), labelled(9)).with_engine(engine)
@@ -108,7 +138,7 @@ def test_by_itself_it_stays_away_from_labels_small_models_and_long_texts():
     ("decoder", "reason"),
     [
         (Reasoning("text"), "already"),
-        (Generate(8, regex="[0-9]+"), "regular expression"),
+        (Generate(8, regex="[0-9]+"), "regular expression"),  # of a task of kind text
         (Head((), "e", np.zeros((1, 1), np.float32), np.zeros(1, np.float32)), "does not write"),
     ],
 )

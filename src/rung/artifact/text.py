@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -72,12 +73,6 @@ class Generate(Prompted):
         """The choices."""
         return self.choices
 
-    def refuses(self, change: Change) -> str:
-        """Refuse reasoning where a pattern covers the whole answer."""
-        if change == "reasoning" and self.regex:
-            return "the whole answer has to match a regular expression"
-        return super(Generate, self).refuses(change)
-
     def warm_up(self, artifact: Composition, example: Example) -> None:
         """Write one token."""
         request = self.request(artifact, self.render(artifact, [example])[0].messages)
@@ -122,6 +117,7 @@ class Reasoning(Prompted):
         temperature: of the sampled chains.
         seed: of the first chain; each next chain adds 1.
         texts: one text per label of the task, in its order (extract `label`).
+        regex: what an answer must match as a whole, or None; a chain that ends with another one has no answer.
     """
 
     kind: ClassVar[str] = "reasoning"
@@ -136,6 +132,7 @@ class Reasoning(Prompted):
     temperature: float = 0.7
     seed: int = 0
     texts: tuple[str, ...] = ()
+    regex: str | None = None
 
     @property
     def unconstrained(self) -> bool:
@@ -176,13 +173,17 @@ class Reasoning(Prompted):
         answers = []
         for row, prompt in enumerate(prompts):
             chains = generations[row * self.samples : (row + 1) * self.samples]
-            text, share = majority([extracted(chain.text, self.extract, self.texts) for chain in chains])
+            text, share = majority([self._answer(chain.text) for chain in chains])
             text, confidence = labels.get(text, text), share if self.samples > 1 else None
             written, seconds = sum(chain.completion_tokens for chain in chains), sum(chain.seconds for chain in chains)
             # Every chain reads the prompt again, which an endpoint bills.
             read, cached = sum(chain.prompt_tokens for chain in chains), sum(chain.cached_tokens for chain in chains)
             answers.append(Answer(text, confidence, None, read, written, seconds, prompt, cached_tokens=cached))
         return answers
+
+    def _answer(self, chain: str) -> str:
+        text = extracted(chain, self.extract, self.texts)
+        return text if self.regex is None or re.fullmatch(self.regex, text) else ""
 
 
 def reasoning(decoder: Decoder) -> Reasoning | None:

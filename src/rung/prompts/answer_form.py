@@ -18,6 +18,7 @@ from typing import Any
 
 from rung.data.json_schema import resolved
 
+ALONE = ", and nothing else"  # of a number; steps before it take this back
 INLINE = 100  # characters; a longer object has a line for each field
 
 
@@ -34,7 +35,7 @@ def labels_form(labels: Sequence[str], descriptions: Mapping[str, str], *, sever
 def number_form(low: float | None, high: float | None, unit: str, *, whole: bool) -> str:
     """Ask for a number: its range and its unit."""
     kind = "a whole number" if whole else "a number"
-    return f"Answer with {kind}{_range(low, high)}{f', in {unit}' if unit else ''}, and nothing else."
+    return f"Answer with {kind}{_range(low, high)}{f', in {unit}' if unit else ''}{ALONE}."
 
 
 def record_form(schema: Mapping[str, Any]) -> str:

@@ -25,8 +25,8 @@ _MARKED = re.compile(rf"{re.escape(MARKER.removesuffix(':'))}\W*:(.*)", re.IGNOR
 def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
     """Extract the answer in `text`; empty if there is none.
 
-    It is one of `labels` in upper or lower case (`label`), a number as `rung.data.texts.numbers` writes it (`number`),
-    or the rest of the marked line (`text`).
+    It is one of `labels` in upper or lower case (`label`), a number in digits without needless zeros (`number`), or the
+    rest of the marked line (`text`).
     """
     marked = _MARKED.findall(text)
     last = marked[-1].strip(" \t*\"'`") if marked else ""
@@ -39,7 +39,11 @@ def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
 
 def _number(text: str, which: int) -> str:
     found = numbers(text)
-    return found[which] if found else ""
+    if not found:
+        return ""
+    whole, _, decimals = found[which].removeprefix("-").partition(".")
+    plain = ".".join(filter(None, (whole.lstrip("0") or "0", decimals.rstrip("0"))))
+    return f"-{plain}" if found[which].startswith("-") and plain != "0" else plain
 
 
 def _label(text: str, labels: Sequence[str]) -> str:

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import REASONING_TOKENS
-from rung.artifact.text import Reasoning, reasoning
+from rung.artifact.text import Reasoning, generation, reasoning
 from rung.data.rows import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
+from rung.prompts.answer_form import ALONE
 from rung.prompts.extraction import REQUEST, Extract, is_number
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Positive, Rung, rung, skip
 from rung.rungs.costs import inference_cost
@@ -45,12 +46,15 @@ class ChainOfThought(Rung):
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies to prompts whose answers are short, and with `auto` to models that can reason."""
-        if artifact.signature.kind in UNREASONED:
-            return skip(f"the answer of kind {artifact.signature.kind} is the whole text", final=True)
+        kind, written = artifact.signature.kind, generation(artifact.decoder)
+        if kind in UNREASONED:
+            return skip(f"the answer of kind {kind} is the whole text", final=True)
+        if written is not None and written.regex and kind != "number":
+            return skip("the whole answer has to match a regular expression", final=True)
         if self.when == "always":
             return OK
         ask = "ask for it with `rungs: {chain-of-thought: {when: always}}`"
-        if artifact.signature.kind == "category":
+        if kind == "category":
             return skip(f"steps rarely help to choose a label; {ask}", final=True)
         if not is_endpoint(artifact.model) and (size := resolve(artifact.model).parameters) < ENOUGH_PARAMETERS:
             return skip(f"a model of {size / 1e6:.0f} million parameters rarely gains by steps; {ask}")
@@ -71,7 +75,11 @@ class ChainOfThought(Rung):
         prompt = replace(artifact.prompt, instruction=f"{artifact.prompt.instruction.strip()}\n\n{REQUEST}")
         if texts and not prompt.labels:  # a label that was never named cannot be written
             prompt = replace(prompt, labels=texts)
-        decoder = Reasoning(how, self.max_tokens, texts=texts)
+        regex = None
+        if artifact.signature.kind == "number" and (written := generation(artifact.decoder)) is not None:
+            prompt = replace(prompt, answer_form=prompt.answer_form.replace(ALONE, ""))
+            regex = written.regex if how == "number" else None
+        decoder = Reasoning(how, self.max_tokens, texts=texts, regex=regex)
         return artifact.step(self.name, {"extract": how, "max_tokens": self.max_tokens}, prompt=prompt, decoder=decoder)
 
 
@@ -80,7 +88,7 @@ def looks_like(artifact: Artifact, data: Data) -> Extract:
     if artifact.signature.kind == "category":
         return "label"
     rows = data.train
-    return "number" if rows and all(is_number(row.outputs[0]) for row in rows) else "text"
+    return "number" if artifact.signature.kind == "number" or rows and all(is_number(row.outputs[0]) for row in rows) else "text"
 
 
 @rung("self-consistency", family="prompting", order=140, default=True, topics=("reasoning",))
