@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import polars as pl
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from typer.testing import CliRunner
 
 import rung
@@ -31,8 +32,11 @@ from rung.artifact.predict_file import BATCH, Predicted, origin_file, predict_fi
 from rung.cli.main import app
 from rung.data.sources import read_rows
 from rung.errors import ArtifactError, ConfigError, DataError
+from rung.feedback.registry import Registry
+from rung.feedback.store import FeedbackStore
 from rung.progress import Quiet
 from rung.prompts.prompt import Prompt
+from rung.serving.served import Served
 from rung.yamlfile import sealed
 
 
@@ -381,16 +385,113 @@ def test_a_text_for_several_columns_is_refused(artifact):
         two.predict(["a"])
 
 
-def test_a_run_folder_stands_for_its_recommended_artifact(folder, artifact, tmp_path):
+@pytest.fixture
+def run(folder, tmp_path):
+    """The run folder of a climb that recommends the artifact."""
     run = tmp_path / "runs" / "letters"
     shutil.copytree(folder, run / "rungs" / "few-shot" / "artifact")
     (run / "climb.json").write_text("{}")
+    (run / "report.json").write_text(sealed({"recommended": "few-shot"}))
+    return run
+
+
+def test_a_run_folder_stands_for_its_recommended_artifact(artifact, folder, run):
+    assert Artifact.load(run).signature == artifact.signature
+    assert fingerprint(run) == fingerprint(folder)
+    (run / "report.json").unlink()
     with pytest.raises(ArtifactError, match="recommends nothing yet"):
         Artifact.load(run)
-    (run / "report.json").write_text(sealed({"recommended": "few-shot"}))
-    assert Artifact.load(run).signature == artifact.signature
-    assert command("run", run, "ab").stdout == command("run", folder, "ab").stdout
-    assert json.loads(command("show", run, "--json").stdout) == json.loads(command("show", folder, "--json").stdout)
+
+
+TRIED = [
+    ("run", "ARTIFACT", "ab", "--json"), ("predict", "ARTIFACT", "rows.csv", "--quiet"), ("show", "ARTIFACT", "--json"),
+    ("show", "ARTIFACT", "--prompt", "--data", "rows.csv"), ("export", "ARTIFACT", "--data", "rows.csv"),
+    ("eval", "ARTIFACT", "task.yaml", "--json", "--quiet"), ("confidence", "ARTIFACT", "task.yaml", "--json", "--quiet"),
+    ("failures", "check", "ARTIFACT", "--store", "store.db", "--json", "--quiet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", TRIED, ids=lambda words: " ".join(words[:3]))
+def test_commands_take_a_run_folder_as_its_artifact(folder, run, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"{'abc'[i % 3]}{'abc '[i // 3 % 4]}{'ab' * (i % 7)}c{i // 7 * 'a'}", "label": "xyz"[i % 3]}
+            for i in range(60)]  # fmt: skip
+    Path("rows.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    Path("task.yaml").write_text(
+        "name: letters\ninstruction: Which?\ninputs: [text]\noutput: {column: label, kind: category}\n"
+        "data: {train: rows.csv, split: {method: holdout}, duplicates: drop}\n"
+    )
+    FeedbackStore("store.db").close()
+
+    def said(place):
+        text = command(*(place if word == "ARTIFACT" else word for word in words)).stdout
+        return re.sub(r'"seconds[^,}]*', "", text)
+
+    assert said(run) == said(folder) != ""
+
+
+def test_a_run_folder_is_served_promoted_and_tried(folder, run, tmp_path):
+    served = Served().load(run)
+    assert (served.name, served.fingerprint) == ("letters", fingerprint(folder))
+    registry = Registry(tmp_path / "registry", "letters")
+    mark, copy = registry.adopt(run)
+    assert mark == fingerprint(folder) == fingerprint(registry.folder / copy)
+    place = ("--registry", tmp_path / "registry", "--store", tmp_path / "store.db")
+    command("promote", run, *place, "--reason", "first")
+    assert registry.current().artifact == mark
+    with pytest.raises(ConfigError, match="is served already"):  # it was found
+        command("trial", "start", "letters", run, *place[:2])
+
+
+# ---- data sets of the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A data set of the Hub with one split, `test`, and class labels; nothing is downloaded."""
+    builder = type("Csv", (), {"__module__": "datasets.packaged_modules.csv.csv"})
+    kinds = Features({"input": Value("string"), "actual response": Value("string"), "text": Value("string"),
+                      "label": ClassLabel(names=["x", "y"])})  # fmt: skip
+    texts = ["abab", "ba c", "cab"]
+    held = [texts, ["x", "y", "x"], texts, [0, 1, -1]]
+
+    def load(name, config, split):
+        assert (name, config, split) == ("org/letters", None, "test")
+        return Dataset.from_dict(dict(zip(kinds, held, strict=True)), features=kinds)
+
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name, config: builder())
+    monkeypatch.setattr("datasets.load_dataset", load)
+    return held
+
+
+def test_rows_of_the_hub_are_read_wherever_a_table_is(hub, folder, artifact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "hf:org/letters#test"
+    command("predict", folder, name, "--out", "out.csv", "--keep", "text,label", "--quiet")
+    rows = table_rows(tmp_path / "out.csv")
+    assert [(row["row"], row["text"], row["label"]) for row in rows] == [
+        (f"{name}:1", "abab", "x"), (f"{name}:2", "ba c", "y"), (f"{name}:3", "cab", ""),
+    ]  # fmt: skip
+    assert [row["output"] for row in rows] == [answer.text for answer in artifact.predict(Path(name))]
+    assert command("show", folder, "--prompt", "--data", name, "--row", 2).stdout.count("ba c") == 1
+    command("init", name, "--inputs", "text", "--output", "label", "--kind", "category")
+    task = rung.Task.load("task.yaml")
+    assert (task.data.train, task.output.kind) == (name, "category")
+    done = json.loads(command("failures", "import", name, "task.yaml", "--store", "store.db", "--json").stdout)
+    assert (done["cases"], done["ignored"]) == (3, ["text", "label"])
+
+
+def test_a_prediction_of_hub_rows_is_resumed_only_with_the_same_rows(hub, folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    words = ("predict", folder, "hf:org/letters#test", "--out", out, "--quiet")
+    command(*words)
+    whole = out.read_text()
+    out.write_text(whole[: len(whole) // 2])
+    command(*words, "--resume")
+    assert out.read_text() == whole
+    hub[0][2] = "bc"
+    with pytest.raises(ConfigError, match="other contents of the rows"):
+        command(*words, "--resume")
 
 
 def test_stdin_is_read_for_a_dash(folder):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from openpyxl import Workbook
 from test_tasks import run
 
 from rung.cli.options import artifact_or_asking
@@ -155,11 +156,25 @@ def test_a_null_among_labels_is_left_out_and_said() -> None:
         ([[{"start": 0}]] * 8 + [[]], "json"),
         ([[1], 2.5, {"x": 1}, "a", None] * 9, "mixed"),
         ([1, 2.5, {"x": 1}, "a", "b"] * 9, "mixed"),
-        ([b"x"] * 9, "bytes"),
+        ([b"x"] * 9, "unreadable"),
+        (["a", "b"] * 20 + [b"x"], "category"),
     ],
 )
 def test_what_a_column_holds(cells: list[Any], holds: str) -> None:
     assert look_at("c", cells).holds == holds
+
+
+def test_cells_of_excel_without_a_text_are_told_as_what_they_are() -> None:
+    book = Workbook()
+    book.active.append(["text", "label", "sum"])
+    for i in range(60):
+        book.active.append([f"note number {i}", "#N/A" if i == 4 else "ab"[i % 2], f"=A{i + 2}*2"])
+    book.save("a.xlsx")
+    said = run("init", "a.xlsx").stdout
+    task = Task.load("task.yaml")
+    assert (task.inputs, task.output.column, task.output.kind) == (["text"], "label", "category")
+    assert "'label' holds in B6 the error #N/A: `rung check` names all such rows" in said
+    assert "sum (holds in C2 a formula without its value: open the file in Excel and save it)" in said
 
 
 def test_an_id_is_known_by_its_name() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -22,13 +23,12 @@ from typing import IO, Any
 from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
-from rung.data.cells import json_text
+from rung.data.cells import CellError, json_text
 from rung.data.examples import column, read_inputs, read_row
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
 from rung.machine import lock_file
-from rung.models.cache import file_sha256
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET, Progress
 from rung.yamlfile import read_bytes, read_object, sealed_lines, unreadable
@@ -137,13 +137,19 @@ def kept_columns(keep: str, known: Iterable[str], data: str) -> tuple[str, ...]:
         DataError: `missing-column`: no row has a column of this name.
     """
     names = tuple(known)
-    if keep in ("all", "none"):
-        return names if keep == "all" else ()
-    wanted = tuple(dict.fromkeys(name.strip() for name in keep.split(",") if name.strip()))
+    if keep == "all":
+        return names
+    wanted = _named(keep)
     for name in wanted:
         if name not in names and name.split(".")[0] not in names:
             raise DataError("missing-column", f"--keep: {data} has no column {name!r}", hint=suggest(name, names))
     return wanted
+
+
+def _named(keep: str) -> tuple[str, ...]:
+    """The names in `--keep`; none for `all` and `none`."""
+    names = (name.strip() for name in keep.split(",") if name.strip())
+    return () if keep in ("all", "none") else tuple(dict.fromkeys(names))
 
 
 def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0) -> list[dict[str, Any]]:
@@ -196,11 +202,11 @@ def predict_file(
 ) -> Predicted:
     """Answer the rows of `data` as JSON lines, to `out` or stdout: the user's columns, and the answer's beside them.
 
-    The file is read once before the first answer, so that a broken row is an error at once.
+    The file is read once before the first answer, so that a broken row is an error at once, and once more to answer it.
 
     Args:
         artifact: the artifact that answers.
-        data: a file that `read_rows` reads. All but JSON and Excel are streamed.
+        data: a file that `read_rows` reads, or `hf:org/name`. All but JSON and Excel are streamed.
         out: the file of the answers; None for stdout.
         fingerprint: identifies the artifact, for resuming.
         form: how `data` is written; what is `auto` is recognized.
@@ -223,7 +229,7 @@ def predict_file(
         if isinstance(lines, _JsonList):
             lines.close()
         return replace(done, format=form.describe(), columns=columns)
-    check_origin(out, origin_file(out), asked.origin(data, fingerprint), resume=resume)
+    check_origin(out, origin_file(out), asked.origin(fingerprint), resume=resume)
     with only_writer(out) as target:
         before = _whole_lines(target)
         if before > total:
@@ -243,25 +249,45 @@ class Asked:
     columns: AnswerColumns
     total: int
     form: FileFormat
+    content: str  # a hash of all rows
 
-    def origin(self, data: Path, fingerprint: str) -> dict[str, Any]:
+    def origin(self, fingerprint: str) -> dict[str, Any]:
         """What a resumed run must have in common with the first one, as JSON values."""
         values = {"columns": asdict(self.columns), "form": asdict(self.form)}
-        origin = {"data_sha256": file_sha256(data), "artifact": fingerprint, **values}
+        origin = {"data_sha256": self.content, "artifact": fingerprint, **values}
         same: dict[str, Any] = json.loads(json.dumps(origin))
         return same
 
 
 def ask(artifact: Artifact, data: Path, form: FileFormat | None, *, keep: str, top_k: int) -> Asked:
-    """Read a file once; see `predict_file` for the arguments and errors."""
+    """Read a file once: check and count its rows; see `predict_file` for the arguments and errors."""
     form = detected(data, form or FileFormat())
-    names = _union(read_rows(data, form)) if keep != "none" else {}
+    rows = partial(read_rows, data, form)
+    shape, names, content = artifact.signature, dict[str, None](), sha256()
+    wanted, lacking, total = AnswerColumns(_named(keep)), None, 0
+    for total, record in enumerate(rows(), start=1):  # noqa: B007
+        read_inputs(record.values, shape.inputs, shape.kind, record.source)
+        cells = "\0".join(map(_hashable, (record.source, *record.values, *record.values.values())))
+        content.update(cells.encode(errors="surrogatepass"))
+        names |= dict.fromkeys(record.values)
+        columns = AnswerColumns(tuple(record.values)) if keep == "all" else wanted
+        try:
+            columns.kept_values(record)
+        except DataError as error:
+            if error.code != "missing-column":
+                raise
+            lacking = lacking or error
     columns = AnswerColumns(kept_columns(keep, names, str(data)), top_k)
-    total = 0
-    for total, record in enumerate(read_rows(data, form), start=1):  # noqa: B007
-        read_inputs(record.values, artifact.signature.inputs, artifact.signature.kind, record.source)
-        columns.kept_values(record)
-    return Asked(partial(read_rows, data, form), columns, total, form)
+    if lacking is not None:
+        raise lacking
+    return Asked(rows, columns, total, form, content.hexdigest())
+
+
+def _hashable(cell: Any) -> str:
+    try:
+        return json_text(cell)
+    except CellError:  # bytes, an image: no column that is read
+        return type(cell).__name__
 
 
 class _JsonList:

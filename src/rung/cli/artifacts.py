@@ -137,7 +137,7 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
 
 def predict(
     artifact: options.ArtifactFolder,
-    data: Annotated[Path, Argument(help="Rows: a table of any kind.", metavar="DATA")],
+    data: Annotated[Path, Argument(help="Rows: a table of any kind, or hf:org/name.", metavar="DATA")],
     out: Annotated[
         Path | None, Option(help="Write here instead of stdout: a table for .csv, .xlsx and .parquet, else JSON lines.")
     ] = None,

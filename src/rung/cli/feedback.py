@@ -103,7 +103,7 @@ def undo(
 
 @app.command("import")
 def import_cases(
-    file: Annotated[Path, Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
+    file: Annotated[Path, Argument(help="A table with the four columns, or an exported JSONL.", metavar="FILE")],
     task: options.TaskFile, reviewer: ReviewerOption = None, store: options.StorePlace = STORE,
     encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
     sheet: options.Sheet = None,
@@ -166,12 +166,11 @@ def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.
 
 @app.command()
 def check(
-    artifact: Annotated[Path, Argument(help="An artifact of the task; a stronger one.", metavar="ARTIFACT")],
-    store: options.StorePlace = STORE,
+    artifact: options.ArtifactFolder, store: options.StorePlace = STORE,
     compare: Annotated[bool, Option("--compare/--rules-only", help="Also have it answer.")] = True,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
+    """Find unreviewed answers that break the task's rules, or with which an artifact, a stronger one, disagrees."""
     from rung.artifact.files import fingerprint
     from rung.feedback.corrections import check
 

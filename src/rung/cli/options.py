@@ -37,7 +37,7 @@ ArtifactOrTask = Annotated[
         metavar="ARTIFACT", callback=lambda folder: _artifact_folder(folder),
     ),
 ]  # fmt: skip
-Rows = Annotated[Path | None, Option("--data", help="Rows to use: a table of any kind.")]
+Rows = Annotated[Path | None, Option("--data", help="Rows to use: a table of any kind, or hf:org/name.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value on stdout.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.")]
 Offline = Annotated[bool, Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]

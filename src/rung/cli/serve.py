@@ -28,7 +28,7 @@ keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=
 def serve(
     artifacts: Annotated[
         list[str] | None,
-        Argument(help="Artifacts, base models, or tasks with documents and no rows; NAME=FOLDER names it.",
+        Argument(help="Artifacts, run folders, base models, or tasks with documents and no rows; NAME=FOLDER names it.",
                  metavar="ARTIFACT..."),
     ] = None,
     model: Annotated[list[str] | None, Option(help="Serve this base model as well.")] = None,
@@ -167,6 +167,7 @@ def _load(
     long_texts: LongTexts,
     progress: Progress,
 ) -> None:
+    from rung.artifact.files import artifact_folder
     from rung.climbing.trust import permits_of
     from rung.models.checkpoint import is_encoder
     from rung.models.reference import is_endpoint, resolve
@@ -189,8 +190,9 @@ def _load(
         named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)
         if not options.is_asked(Path(folder)):
-            options.consent_to(permits_of(Path(folder)), Path(folder))
-            served.load(Path(folder), name, progress=progress)
+            home = artifact_folder(Path(folder))
+            options.consent_to(permits_of(home), home)
+            served.load(home, name, progress=progress)
             continue
         with TemporaryDirectory() as scratch:  # what is served is loaded whole
             served.load(

@@ -198,7 +198,7 @@ def explain(code: Annotated[str | None, Argument(help="The code in error[CODE]."
 
 
 def cluster(
-    data: Annotated[Path, Argument(help="A table: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
+    data: Annotated[Path, Argument(help="A table of any kind, or hf:org/name.", metavar="DATA")],
     column: Annotated[str, Option(help="The column of texts.")],
     k: Annotated[str, Option(help="Number of clusters, or auto: the best silhouette.")] = "auto",
     method: Annotated[str, Option(help="kmeans, or hdbscan, which leaves rows out.")] = "kmeans",

@@ -85,7 +85,7 @@ def predict_in_parts(
         hint = "it was not made in parts: go on without --workers, or remove it first" if resume else "remove it first"
         raise ConfigError("file-exists", f"{out} exists", hint=hint)
     asked = ask(artifact, data, form, keep=keep, top_k=top_k)
-    origin, noted = asked.origin(data, fingerprint), home / "origin.json"
+    origin, noted = asked.origin(fingerprint), home / "origin.json"
     check_origin(home, noted, origin, resume=resume)
     place = Storage(jobs or home)
     dispatcher = Dispatcher(executor, place)

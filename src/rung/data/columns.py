@@ -19,12 +19,12 @@ from rung.data.chat import is_chat
 from rung.data.examples import cell_labels
 from rung.data.examples import column as read_column
 from rung.data.rows import Record
-from rung.data.sources import COMPRESSED, HUB, FileFormat, read_rows
+from rung.data.sources import COMPRESSED, FileFormat, read_rows
 from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
 
 Holds = Literal[
-    "nothing", "bytes", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
+    "nothing", "unreadable", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
 ]
 MOST = 0.9  # share of the filled cells that decides what a column holds, so that an odd cell changes nothing
 MOST_LABELS = 500
@@ -56,6 +56,7 @@ class Column:
         flags: whether every cell says yes or no.
         unit: of numbers, such as EUR, if cells have one.
         decimal: the decimal mark of numbers in text; empty if every one is a number with either, and not the same one.
+        problem: what the first cell that is no text holds, such as bytes or an error of Excel; empty if there is none.
     """
 
     name: str
@@ -67,12 +68,13 @@ class Column:
     flags: bool = False
     unit: str = ""
     decimal: Literal[".", ",", ""] = "."
+    problem: str = ""
 
     def __str__(self) -> str:
         shown = {
             "category": f"{self.values} values", "multilabel": f"several of {self.values} labels", "json": "records",
             "numbers": "numbers", "text": "text", "chat": "conversations", "ids": "ids", "dates": "dates",
-            "constant": "one value only", "nothing": "empty", "bytes": "bytes, no text",
+            "constant": "one value only", "nothing": "empty", "unreadable": self.problem,
             "mixed": "values of several kinds",
         }  # fmt: skip
         return shown[self.holds]
@@ -86,8 +88,11 @@ def look_at(name: str, cells: Sequence[Any]) -> Column:
         return Column(name, "nothing", empty=empty)
     try:
         texts = [text_of(cell).strip() for cell in filled]
-    except CellError:
-        return Column(name, "bytes", empty=empty)
+    except CellError as error:
+        good = [cell for cell in filled if is_text(cell)]
+        if len(good) < MOST * len(filled):
+            return Column(name, "unreadable", empty=empty, problem=str(error))
+        return replace(look_at(name, [*good, *[None] * empty]), problem=str(error))
     longest, values = max(map(len, texts)), len(set(texts))
     flags = {text.lower() for text in texts} <= FLAGS
 
@@ -176,6 +181,15 @@ def is_empty(cell: Any) -> bool:
     return missing(cell) or (isinstance(cell, str) and not cell.strip())
 
 
+def is_text(cell: Any) -> bool:
+    """Say whether a cell has a text; bytes and errors of Excel have none."""
+    try:
+        text_of(cell)
+    except CellError:
+        return False
+    return True
+
+
 def as_number(cell: Any, decimal: DecimalMark = ".", unit: str = "") -> float | None:
     """Read a cell as a number, if it is one."""
     if isinstance(cell, bool):
@@ -240,7 +254,7 @@ class Table:
     def __init__(self, file: Path, how: FileFormat) -> None:
         self.file = file
         try:
-            self.rows = _sampled(read_file(file, how))
+            self.rows = _sampled(read_rows(file, how))
         except DataError as error:
             if "found list" in error.message:
                 error.hint = 'write an object for each row, such as {"text": "...", "entities": [...]}'
@@ -250,6 +264,9 @@ class Table:
             raise DataError("too-few-rows", problem, hint="add rows with inputs and expected answers")
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         self.columns = {name: look_at(name, self.cells(name)) for name in names}
+        for name, column in self.columns.items():
+            for row in self.rows if column.problem else ():
+                row[name] = cell if is_text(cell := row.get(name)) else None
 
     def cells(self, name: str) -> list[Any]:
         """The cells of a column; dots reach into records."""
@@ -292,16 +309,6 @@ def _sampled(records: Iterator[Record]) -> list[dict[str, Any]]:
         elif (place := rng.randrange(number + 1)) < SAMPLE:
             drawn[place] = (number, record.values)
     return [*rows, *(values for _, values in sorted(drawn, key=lambda pair: pair[0]))]
-
-
-def is_hub(path: Path) -> bool:
-    """Say whether a path is a data set of the Hub, `hf:org/name`."""
-    return str(path).startswith(HUB)
-
-
-def read_file(path: Path, how: FileFormat) -> Iterator[Record]:
-    """Yield the rows of a file or of a data set of the Hub."""
-    return read_rows(str(path) if is_hub(path) else path, how)
 
 
 def name_parts(path: Path) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import ceil, isclose
@@ -20,17 +21,15 @@ from rung.data.columns import (
     as_number,
     inferred_schema,
     is_empty,
-    is_hub,
     look_at,
     name_parts,
-    read_file,
 )
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
 from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS
 from rung.data.quality import determines
-from rung.data.sources import READERS, FileFormat, detected, kind_of
+from rung.data.sources import READERS, FileFormat, detected, is_hub, kind_of, read_rows
 from rung.errors import ConfigError, DataError, suggest
 
 # Usual names of columns, the most usual first.
@@ -179,6 +178,8 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
         f"{name!r} says the answer in every row: leave it out with --inputs, unless it is known when the task is done"
         for name in read if _determines(table, name, answer.name)
     ]  # fmt: skip
+    notes += [f"{name!r} {table.columns[name].problem}: `rung check` names all such rows"
+              for name in (*read, answer.name) if name in table.columns and table.columns[name].problem]  # fmt: skip
     others = {
         name: str(column) for name, column in table.columns.items()
         if column.holds in ("category", "multilabel", "json", "text", "numbers") and name not in {answer.name, *own}
@@ -495,7 +496,7 @@ def _beside(file: Path, guess: Guess) -> dict[str, Any]:
             path = next((each for each in beside if each.is_file() and split not in found), None)
             if path is None or (stem != "train" and "train" not in stem and name_parts(path)[0] != name):
                 continue
-            cells = [record.values for record in islice(read_file(path, guess.how), HEAD)]
+            cells = [record.values for record in islice(read_rows(path, guess.how), HEAD)]
             missing = [column for column in needed if column.partition(".")[0] not in (cells[0] if cells else {})]
             answer = str(guess.output.get("column", "")).partition(".")[0]
             if missing:
@@ -517,7 +518,7 @@ def _in_two_files(files: Sequence[Path], guess: Guess) -> int:
     seen: dict[str, int] = {}
     twice = 0
     for number, file in enumerate(files):
-        for record in read_file(file, guess.how):
+        for record in read_rows(file, guess.how):
             row = read_row(record.values, guess.inputs, guess.kind, record.source)
             twice += seen.setdefault(row.id, number) != number
     return twice
@@ -526,8 +527,9 @@ def _in_two_files(files: Sequence[Path], guess: Guess) -> int:
 def _answers(guess: Guess) -> Iterator[Any]:
     """The answers of all rows of all files."""
     for file in [file for file in (guess.data, *guess.splits.values()) if file is not None]:
-        for record in read_file(file, guess.how):
-            yield plain(read_column(record, str(guess.output["column"])))
+        for record in read_rows(file, guess.how):
+            with suppress(DataError):  # `rung check` names the row
+                yield plain(read_column(record, str(guess.output["column"])))
 
 
 def _schema(guess: Guess) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rung.data.rows import (
     labels_of,
     normal,
 )
-from rung.data.sources import HUB, opened, read_text
+from rung.data.sources import is_hub, opened, read_text
 from rung.data.spec import TaskSpec
 from rung.data.splitting import FOLD_BELOW, FOLDS, Place, cut
 from rung.data.texts import canonical, spelling
@@ -75,7 +75,7 @@ def read_documents(task: TaskSpec, report: SplitReport) -> tuple[Document, ...]:
 
 def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
     path = task.folder / Path(name).expanduser()
-    if not name.startswith(HUB) and path.suffix.lower() in PLAIN:
+    if not is_hub(name) and path.suffix.lower() in PLAIN:
         if not path.is_file():
             raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
         yield Document(read_text(path, task.data.encoding), path.name)

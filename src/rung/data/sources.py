@@ -118,6 +118,11 @@ def kind_of(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
+def is_hub(source: str | Path) -> bool:
+    """Say whether a source is a data set of the Hub, `hf:org/name`, not a file; a path may name one, too."""
+    return str(source).startswith(HUB)
+
+
 def read_rows(source: str | Path, how: FileFormat | None = None) -> Iterator[Record]:
     """Yield the rows of a file, or of a Hub data set written `hf:org/name[:config][#split]`.
 
@@ -125,8 +130,8 @@ def read_rows(source: str | Path, how: FileFormat | None = None) -> Iterator[Rec
         DataError: the file is missing, empty, of an unknown kind, not in the encoding, or has a broken row.
         MachineError: reading this kind needs a library that is not installed.
     """
-    if isinstance(source, str) and source.startswith(HUB):
-        return hub_records(source)
+    if is_hub(source):
+        return hub_records(str(source))
     path = Path(source)
     return _reader(path)(path, how or FileFormat())
 
@@ -135,7 +140,7 @@ def opened(source: str | MemoryRows, folder: Path, how: FileFormat) -> tuple[Ite
     """Open a source of a task's rows, and say what is unusual about its format; paths are relative to `folder`."""
     if isinstance(source, MemoryRows):
         return source.records(), ""
-    if source.startswith(HUB):
+    if is_hub(source):
         return read_rows(source), ""
     path = folder / Path(source).expanduser()
     found = detected(path, how)
@@ -387,6 +392,8 @@ def detected(path: Path, how: FileFormat) -> FileFormat:
     Raises:
         DataError: the file is missing, of an unknown kind, or in no encoding that can be recognized.
     """
+    if is_hub(path):
+        return how
     _reader(path)
     kind = kind_of(path)
     if kind in EXCEL:

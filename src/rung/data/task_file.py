@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rung.data.guess import KINDS, Guess
-from rung.data.sources import HUB, FileFormat
+from rung.data.sources import FileFormat, is_hub
 from rung.task import Task
 
 SCHEMA_FILE = "task.schema.json"
@@ -24,7 +24,7 @@ def task_text(guess: Guess, folder: Path, model: str, proposal: str) -> str:
     quoted = partial(json.dumps, ensure_ascii=False)  # JSON strings are YAML strings
 
     def path(file: Path) -> str:
-        if str(file).startswith(HUB):
+        if is_hub(file):
             return quoted(str(file))
         file = file.resolve()
         return quoted(str(file.relative_to(folder)) if file.is_relative_to(folder) else str(file))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.files import MANIFEST, fingerprint
+from rung.artifact.files import MANIFEST, artifact_folder, fingerprint
 from rung.data.kinds import TASK_NAME
 from rung.errors import ArtifactError, ConfigError, RungError
 from rung.feedback.records import ABTest, Promotion, command
@@ -114,6 +114,7 @@ class Registry:
             ArtifactError: the folder holds no artifact, or a damaged one.
             ConfigError: `promotion-refused`.
         """
+        artifact = artifact_folder(artifact)
         loaded = Artifact.load(artifact)
         if loaded.signature.task != self.task:
             problem = f"{artifact} is of the task {loaded.signature.task!r}, not of {self.task!r}"

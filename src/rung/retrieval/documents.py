@@ -18,11 +18,11 @@ from rung.data.cells import text_of
 from rung.data.rows import hash_of
 from rung.data.sources import (
     AUTO,
-    HUB,
     READERS,
     TEXT_KINDS,
     FileFormat,
     detect_encoding,
+    is_hub,
     kind_of,
     read_rows,
 )
@@ -114,7 +114,7 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
     """
     listing, seen = Listing(), set()
     for name in corpus.sources:
-        if name.startswith(HUB):
+        if is_hub(name):
             listing.sources.append(CorpusSource(name, None))
             continue
         for path, root in _expand(name, base):

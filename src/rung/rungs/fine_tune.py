@@ -14,6 +14,7 @@ from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import Sizes
+from rung.artifact.files import artifact_folder
 from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
@@ -462,5 +463,6 @@ class FineTune(TrainConfig, Rung):
 
 
 def weights_folder(folder: Path) -> Path:
-    """The folder of the weights in an artifact's folder, or the folder itself."""
+    """The folder of the weights in an artifact's folder or a run folder, or the folder itself."""
+    folder = artifact_folder(folder)
     return folder / "adapter" if (folder / "artifact.json").is_file() else folder

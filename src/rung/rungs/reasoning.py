@@ -87,8 +87,8 @@ def looks_like(artifact: Artifact, data: Data) -> Extract:
     """The form of the task's answers."""
     if artifact.signature.kind == "category":
         return "label"
-    rows = data.train
-    return "number" if artifact.signature.kind == "number" or rows and all(is_number(row.outputs[0]) for row in rows) else "text"
+    numbers = data.train and all(is_number(row.outputs[0]) for row in data.train)
+    return "number" if numbers or artifact.signature.kind == "number" else "text"
 
 
 @rung("self-consistency", family="prompting", order=140, default=True, topics=("reasoning",))
