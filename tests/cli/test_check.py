@@ -419,6 +419,25 @@ def test_inputs_that_are_no_list_have_a_remedy() -> None:
     assert refused().hint == "write a list: [text]"
 
 
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["a|b", "a", "b|c"], r"labels hold '|': 'a|b', 'b|c'. If these are several, set `output.separator: '|'`"),
+        (['["a", "b"]', "a|b", "c"], r"labels hold '|': 'a|b'. If these are several"),
+        (["a, b", "a", "b"], "labels hold ',': 'a, b'. If these are several"),
+        (["a", "b", "c"], "no row has two labels: if a cell holds several, set `output.separator`, which is ';'"),
+        (["a;b", "food, drink", "c"], ""),
+        (["a;b", "b", "c/d"], ""),
+    ],
+)
+def test_several_labels_with_another_separator_are_named(cells: list[str], said: str) -> None:
+    rows = [{"text": text, "tags": cells[i % len(cells)]} for i, text in enumerate(texts(300))]
+    table("t.csv", rows)
+    task({"train": "t.csv"}, output={"column": "tags", "kind": "multilabel"})
+    _, warnings = found()
+    assert [warning.partition(said)[1] for warning in warnings if "separator" in warning] == ([said] if said else [])
+
+
 def test_an_error_of_a_row_is_an_error_of_the_check() -> None:
     table("a.csv", labelled(40))
     task({"train": "a.csv"}, inputs=["txt"])

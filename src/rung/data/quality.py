@@ -8,7 +8,7 @@ from math import sqrt
 from statistics import NormalDist
 
 from rung.data.examples import NOT_APPROVED
-from rung.data.rows import LABELLED, SHOWN, DataReport, Example, normal
+from rung.data.rows import LABELLED, SHOWN, DataReport, Example, labels_of, normal
 from rung.data.spec import TaskSpec
 
 Rows = Mapping[str, Sequence[Example]]  # by split
@@ -37,6 +37,8 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
             f"{name!r} is the name of the column and one of its labels: the first line may be no header, or the header "
             "may be repeated where files were joined"
         )
+    if task.output.kind == "multilabel" and task.output.columns is None:
+        report.warnings += _unseparated(task.output.separator, labels, [row for rows in splits.values() for row in rows])
     if task.output.kind in LABELLED:
         report.warnings += _labels_without_rows(labels, report, tested)
         report.warnings += _few_of_a_label(task, splits, report)
@@ -81,6 +83,19 @@ def _left_out(report: DataReport) -> Iterator[str]:
         for reason, sources in part.dropped.items():
             if reason not in WANTED:
                 yield f"{name}: {len(sources):,} of {part.read:,} rows dropped, {reason}: {places(sources)}"
+
+
+def _unseparated(separator: str, labels: Sequence[str], rows: Sequence[Example]) -> Iterator[str]:
+    """Warn of labels that may be several with another separator between them."""
+    alone = all(len(labels_of(row.outputs[0], "multilabel")) < 2 for row in rows)
+    for mark in (each for each in (";", "|", ",", "/") if each not in separator):
+        joined = [label for label in labels if mark in label.strip(mark)]
+        parts = {part.strip() for label in joined for part in label.split(mark)}
+        if joined and (alone or mark in ";|" or parts <= {*labels}):
+            yield f"labels hold {mark!r}: {_some(joined)}. If these are several, set `output.separator: {mark!r}`"
+            return
+    if alone:
+        yield f"no row has two labels: if a cell holds several, set `output.separator`, which is {separator!r}"
 
 
 def places(sources: Sequence[str]) -> str:
