@@ -268,6 +268,6 @@ def test_what_is_wrong_in_python_is_an_error_of_rung(values: dict[str, Any], cod
 
 def test_a_wrong_row_is_named() -> None:
     with pytest.raises(ConfigError, match="train row 2 has no column 'label'"):
-        of_memory(data=[ROWS[0], {"text": "a"}]).read()
+        of_memory(data=[ROWS[0], {"text": "a", "lable": "x"}]).read()
     with pytest.raises(ConfigError, match="train row 1: the column 'text' holds bytes"):
         of_memory(data=[{"text": b"x", "label": "x"}]).read()

@@ -366,6 +366,22 @@ def test_rows_of_every_kind_are_answered_alike(artifact, tmp_path):
     assert artifact.predict(pd.DataFrame(rows)[:0]) == []
 
 
+def test_a_key_that_only_other_rows_have_is_nothing(folder, artifact, tmp_path):
+    nested = replace(artifact, signature=replace(artifact.signature, inputs=("text", "more.c")),
+                     prompt=Prompt(instruction="", template="{text}{more.c}"))  # fmt: skip
+    rows = [{"text": "ab"}, {"text": "ba", "more": {"c": "b"}}, {"more": None, "text": "c"}, {"more": {}, "text": "a"}]
+    whole = [{"text": row["text"], "more": {"c": (row.get("more") or {}).get("c")}} for row in rows]
+    assert [a.probabilities for a in nested.predict(rows)] == [a.probabilities for a in nested.predict(whole)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = nested.save(tmp_path / "nested")
+    answers = [json.loads(line) for line in command("predict", done, tmp_path / "rows.jsonl", "-q").stdout.splitlines()]
+    assert [answer["confidence"] for answer in answers] == [a.confidence for a in nested.predict(whole)]
+    assert [list(answer) for answer in answers] == [["row", "text", "more", "output", "confidence"]] * 4
+    assert command("show", done, "--prompt", "--data", tmp_path / "rows.jsonl").stdout.count("ab") == 1
+    with pytest.raises(DataError, match=r"row 2 has no column 'text'"):
+        artifact.predict([{"text": "ab"}, {"txt": "ba"}])
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -406,7 +422,7 @@ def test_a_run_folder_stands_for_its_recommended_artifact(artifact, folder, run)
 TRIED = [
     ("run", "ARTIFACT", "ab", "--json"), ("predict", "ARTIFACT", "rows.csv", "--quiet"), ("show", "ARTIFACT", "--json"),
     ("show", "ARTIFACT", "--prompt", "--data", "rows.csv"), ("export", "ARTIFACT", "--data", "rows.csv"),
-    ("eval", "ARTIFACT", "task.yaml", "--json", "--quiet"), ("confidence", "ARTIFACT", "task.yaml", "--json", "--quiet"),
+    ("eval", "ARTIFACT", "task.yaml", "--json", "-q"), ("confidence", "ARTIFACT", "task.yaml", "--json", "-q"),
     ("failures", "check", "ARTIFACT", "--store", "store.db", "--json", "--quiet"),
 ]  # fmt: skip
 

@@ -64,7 +64,13 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("label-spelling", "text,label\na,no  way\nb,no way\n", {}, "rows.csv:3"),
     ("missing-column", "txt,label\na,x\nb,y\n", {}, "'text'"),
     ("missing-column", "text,lable\na,x\nb,y\n", {}, "'label'"),
-    ("missing-column", '{"text": "a", "label": "x"}\n{"text": "b"}\n', {"name": "rows.jsonl"}, "rows.jsonl:2"),
+    ("missing-column", '{"text": "a"}\n{"text": "b"}\n', {"name": "rows.jsonl"}, "rows.jsonl:1"),
+    (
+        "missing-column",
+        '{"text": "a", "label": "x"}\n{"text": "b", "lable": "x"}\n',
+        {"name": "rows.jsonl"},
+        "rows.jsonl:2 has no column 'label'\nhint: did you mean 'lable'?",
+    ),
     (
         "missing-column",
         '{"text": {"body": "a"}, "label": "x"}\n{"text": {"boby": "b"}, "label": "y"}\n',

@@ -227,7 +227,17 @@ def test_a_missing_column_is_named_with_a_suggestion(tmp_path: Path) -> None:
     error = refused(tmp_path, {"train.csv": [{"txt": "x", "label": "a"}]})
     assert (error.code, error.hint) == ("missing-column", "did you mean 'txt'?")
     assert "train.csv:2" in error.message
-    assert refused(tmp_path, {"t.jsonl": [{"text": "x", "label": "a"}, {"text": "y"}]}).message.startswith("t.jsonl:2 ")
+    typo = refused(tmp_path, {"t.jsonl": [{"text": "x", "label": "a"}, {"text": "y", "lable": "b"}]})
+    assert (typo.message.startswith("t.jsonl:2 "), typo.hint) == (True, "did you mean 'lable'?")
+
+
+def test_a_key_that_rows_of_json_lack_is_nothing_if_others_have_it(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"x {i}", "context": "why", "label": "ab"[i % 2]} for i in range(40)]
+    del rows[0]["context"], rows[3]["label"]
+    data = read(tmp_path, {"t.jsonl": rows}, inputs=["text", "context"])
+    assert data.train[0].inputs == {"text": "x 0", "context": ""}
+    assert [row.source for row in data.train[:4]] == ["t.jsonl:1", "t.jsonl:2", "t.jsonl:3", "t.jsonl:5"]
+    assert data.report.splits["train"].dropped == {"empty output": ["t.jsonl:4"]}
 
 
 def test_empty_inputs_and_outputs_are_dropped_and_counted(tmp_path: Path) -> None:

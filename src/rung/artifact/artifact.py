@@ -36,7 +36,7 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
-from rung.data.examples import read_row
+from rung.data.examples import read_row, whole_rows
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
 from rung.data.sections import McpServer
@@ -221,7 +221,7 @@ class Artifact:
             DataError: a row lacks an input column, or is no row; the message names it.
         """
         shape = self.signature
-        given = given_records(rows, shape.inputs, shape.kind)
+        given = whole_rows(given_records(rows, shape.inputs, shape.kind), shape.inputs, shape.kind)
         examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in given]
         return self.answer(examples, full=full, progress=progress)
 

@@ -32,7 +32,7 @@ MAX_SETTINGS = 64 * 2**20  # bytes of artifact.json and of the manifest
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash the manifest of a saved artifact, which lists the hash of every file; a run folder has that of its artifact."""
+    """Hash the manifest of an artifact, which lists the hash of every file; a run folder stands for its artifact."""
     return file_sha256(artifact_folder(folder) / MANIFEST)
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,7 @@ from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.data.cells import CellError, json_text
-from rung.data.examples import column, read_inputs, read_row
+from rung.data.examples import column, read_inputs, read_row, whole_rows
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
@@ -174,9 +174,9 @@ def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0)
     """
     shape = artifact.signature
     records = list(given_records(rows, shape.inputs, shape.kind))
+    whole = whole_rows(records, shape.inputs, shape.kind)
     columns = AnswerColumns(kept_columns(keep, _union(records), "the table"), top_k)
-    examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in records]
-    answers = artifact.answer(examples)
+    answers = artifact.answer([read_row(each.values, shape.inputs, shape.kind, each.source) for each in whole])
     return [columns.values(artifact, record, answer) for record, answer in zip(records, answers, strict=True)]
 
 
@@ -243,9 +243,12 @@ def predict_file(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The rows of a file that are to be answered, checked: how many, how they are written, what is kept of them."""
+    """The rows of a file that are to be answered, checked: how many, how they are written, what is kept of them.
 
-    rows: Callable[[], Iterator[Record]]
+    Each row comes as the user's table has it, and with the input columns that only other rows have.
+    """
+
+    rows: Callable[[], Iterator[tuple[Record, Record]]]
     columns: AnswerColumns
     total: int
     form: FileFormat
@@ -262,11 +265,11 @@ class Asked:
 def ask(artifact: Artifact, data: Path, form: FileFormat | None, *, keep: str, top_k: int) -> Asked:
     """Read a file once: check and count its rows; see `predict_file` for the arguments and errors."""
     form = detected(data, form or FileFormat())
-    rows = partial(read_rows, data, form)
+    rows = partial(_with_whole, artifact, partial(read_rows, data, form))
     shape, names, content = artifact.signature, dict[str, None](), sha256()
     wanted, lacking, total = AnswerColumns(_named(keep)), None, 0
-    for total, record in enumerate(rows(), start=1):  # noqa: B007
-        read_inputs(record.values, shape.inputs, shape.kind, record.source)
+    for total, (record, whole) in enumerate(rows(), start=1):  # noqa: B007
+        read_inputs(whole.values, shape.inputs, shape.kind, record.source)
         cells = "\0".join(map(_hashable, (record.source, *record.values, *record.values.values())))
         content.update(cells.encode(errors="surrogatepass"))
         names |= dict.fromkeys(record.values)
@@ -281,6 +284,11 @@ def ask(artifact: Artifact, data: Path, form: FileFormat | None, *, keep: str, t
     if lacking is not None:
         raise lacking
     return Asked(rows, columns, total, form, content.hexdigest())
+
+
+def _with_whole(artifact: Artifact, read: Callable[[], Iterator[Record]]) -> Iterator[tuple[Record, Record]]:
+    given, copies = tee(read())
+    return zip(given, whole_rows(copies, artifact.signature.inputs, artifact.signature.kind), strict=True)
 
 
 def _hashable(cell: Any) -> str:
@@ -309,8 +317,8 @@ class _JsonList:
 
 
 def _answer_rows(
-    artifact: Artifact, read: Callable[[], Iterator[Record]], columns: AnswerColumns, target: IO[str], done: int,
-    total: int, progress: Progress,
+    artifact: Artifact, read: Callable[[], Iterator[tuple[Record, Record]]], columns: AnswerColumns, target: IO[str],
+    done: int, total: int, progress: Progress,
 ) -> Predicted:  # fmt: skip
     skip = done % BATCH  # an interrupted batch is answered again whole, since its rows affect each other's last digits
     rows = islice(read(), done - skip, None)
@@ -336,15 +344,15 @@ def overflows(answer: Answer) -> dict[str, int]:
 
 
 def _write(
-    artifact: Artifact, batch: Sequence[Record], columns: AnswerColumns, target: IO[str], skip: int
+    artifact: Artifact, batch: Sequence[tuple[Record, Record]], columns: AnswerColumns, target: IO[str], skip: int
 ) -> list[Answer]:
     """Answer a batch, and write its answers to disk except the first `skip`."""
     shape = artifact.signature
-    examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in batch]
+    examples = [read_row(whole.values, shape.inputs, shape.kind, whole.source) for _, whole in batch]
     answers = artifact.answer(examples)[skip:]
     lines = [
         json_text(columns.values(artifact, record, answer)) + "\n"
-        for record, answer in zip(batch[skip:], answers, strict=True)
+        for (record, _), answer in zip(batch[skip:], answers, strict=True)
     ]
     if target is sys.stdout or isinstance(target, _JsonList):
         target.writelines(lines)
@@ -440,8 +448,8 @@ def _whole_lines(target: IO[str]) -> int:
     return count
 
 
-def rows_of(folder: Path, data: Path | None, least: int = 1) -> list[dict[str, Any]]:
-    """Read rows to show prompts of: from a file, or those that the climb answered with the artifact in `folder`.
+def rows_of(artifact: Artifact, folder: Path, data: Path | None, least: int = 1) -> list[dict[str, Any]]:
+    """Read rows to show prompts of: from a file, or those that the climb answered with the artifact, from its `folder`.
 
     Raises:
         ConfigError: `too-few-rows`: there are none.
@@ -449,7 +457,7 @@ def rows_of(folder: Path, data: Path | None, least: int = 1) -> list[dict[str, A
     """
     answered = folder.resolve().parent / "predictions.jsonl"
     if data is not None:
-        rows = [record.values for record in read_rows(data)]
+        rows = [whole.values for _, whole in _with_whole(artifact, partial(read_rows, data))]
     elif answered.is_file():
         lines = sealed_lines(read_bytes(answered, unreadable(answered)), answered)
         rows = [line["inputs"] for line in lines]

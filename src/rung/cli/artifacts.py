@@ -221,7 +221,7 @@ def show(
         facts = artifact_facts(loaded)
         render.result(json, facts, lambda: render.artifact(facts))
         return
-    values, texts = rows_of(artifact, data, row)[row - 1], []
+    values, texts = rows_of(loaded, artifact, data, row)[row - 1], []
     for variant in loaded.prompt_variants():
         rendered = variant.rendered(values)
         render.dropped(rendered)
@@ -360,7 +360,8 @@ def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]
 def _write_prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> None:
     from rung.artifact.predict_file import rows_of
 
-    loaded, rows = options.load_artifact(artifact, runs=False), rows_of(artifact, data, row or 1)
+    loaded = options.load_artifact(artifact, runs=False)
+    rows = rows_of(loaded, artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:
         for variant in loaded.prompt_variants():
             render.print_json(_exported(variant, values, form))

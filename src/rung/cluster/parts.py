@@ -98,7 +98,7 @@ def predict_in_parts(
             shape = artifact.signature
             options = {"columns": asdict(asked.columns)}
             run = _Parts(dispatcher, place, shared(place, folder, fingerprint), fingerprint, options, progress)
-            lines = (_line(record, shape.inputs, shape.kind, asked.columns) for record in asked.rows())
+            lines = (_line(row, whole, shape.inputs, shape.kind, asked.columns) for row, whole in asked.rows())
             progress.start("answering", asked.total)
             done = run.all(lines, size)
             progress.finish()
@@ -124,8 +124,8 @@ def _part_size(total: int, workers: int) -> int:
     return max(BATCH, min(ROWS, BATCH * batches))
 
 
-def _line(record: Record, inputs: Sequence[str], kind: str, columns: AnswerColumns) -> str:
-    values = read_inputs(record.values, inputs, kind, record.source)
+def _line(record: Record, whole: Record, inputs: Sequence[str], kind: str, columns: AnswerColumns) -> str:
+    values = read_inputs(whole.values, inputs, kind, record.source)
     return json.dumps([record.source, values, columns.kept_values(record)], ensure_ascii=False) + "\n"
 
 

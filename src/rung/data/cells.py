@@ -6,6 +6,7 @@
 | text, whole number, boolean | as it is | as it is; `true` |
 | number with a fraction | as it is | its shortest form: `1.0`, `0.1` also for 32 bits |
 | date, time, date and time, duration | text, ISO 8601 | `2024-01-31`, `2024-01-31T09:30:00+01:00`, `P1DT2H` |
+| period, interval of pandas | text | `2024-01`, `(0, 5]` |
 | decimal | text without loss; in lists and objects a number where that loses nothing | `12.50` |
 | list, tuple, set, array; object | list; object | sentences joined by a space, else JSON |
 | bytes, images, other objects | an error when the column is read | |
@@ -70,7 +71,7 @@ def plain(value: Any, *, nested: bool = False) -> Any:
         return _duration(value)
     if isinstance(value, Decimal):
         return _number(value) if nested else format(value, "f")
-    if isinstance(value, UUID):
+    if isinstance(value, UUID) or type(value).__name__ in ("Period", "Interval"):  # the last two are pandas'
         return str(value)
     if isinstance(value, Unreadable):
         raise CellError(value.reason)

@@ -24,8 +24,9 @@ from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
 
 Holds = Literal[
-    "nothing", "unreadable", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
-]
+    "nothing", "unreadable", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat",
+    "text",
+]  # fmt: skip
 MOST = 0.9  # share of the filled cells that decides what a column holds, so that an odd cell changes nothing
 MOST_LABELS = 500
 LONGEST_LABEL = 80  # characters

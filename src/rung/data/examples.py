@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from math import isclose, isfinite
 from typing import Any
 
@@ -34,7 +35,9 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
     wrong: dict[str, DataError] = {}
     places: list[Place] = []
     group, time = task.data.split.group, task.data.split.time
-    for record in records:
+    output = task.output
+    answer = [name for name in (output.column, output.approved, task.data.spans, *(output.columns or ())) if name]
+    for record in whole_rows(records, (*task.inputs, *answer), output.kind):
         report.read += 1
         read = _chat if task.output.kind == "chat" else _row
         try:
@@ -65,6 +68,61 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
             problem.message += f" ({len(others):,} more {rows_too} wrong values: {shown}{more})"
         raise problem
     return rows, places
+
+
+WAITING = 1000  # rows to look at for a column that the first ones lack
+
+
+def whole_rows(records: Iterable[Record], columns: Sequence[str], kind: str) -> Iterator[Record]:
+    """Give the rows of a table nothing where they lack a column that other rows have, as rows of JSON may.
+
+    A row keeps its lack, which is an error when it is read, if no row near the beginning has the column, or if the row
+    has a key with nearly its name that the first row with the column does not have. So does a conversation.
+    """
+    if kind == "chat":
+        yield from records
+        return
+    known: dict[str, frozenset[str]] = {}  # by column: the keys of the first row that has it
+    waiting: list[Record] = []
+    everything = False
+    for record in records:
+        if not everything:
+            known = {name: frozenset(record.values) for name in columns if _lack(record, name) is None} | known
+            everything = len(known) == len(set(columns))
+        waiting.append(record)
+        if everything or len(waiting) > WAITING:
+            yield from (_whole(each, known) for each in waiting)
+            waiting = []
+    yield from (_whole(each, known) for each in waiting)
+
+
+def _whole(record: Record, known: Mapping[str, frozenset[str]]) -> Record:
+    nothing = []
+    for name in known:
+        if (lack := _lack(record, name)) is not None:
+            part, keys = lack
+            others = [key for key in keys if key not in known[name] or part != name]
+            nothing += [] if get_close_matches(part, others) else [name]
+    return Record({**record.values, **dict.fromkeys(nothing)}, record.source) if nothing else record
+
+
+def _lack(record: Record, name: str) -> tuple[str, list[str]] | None:
+    """The part of a dotted name that a row lacks, and the keys that it has there; None if it has the column.
+
+    A text or a number where an object should be is wrong, not a lack.
+    """
+    value: Any = record.values
+    if name in value:
+        return None
+    for part in name.split("."):
+        if value is None:
+            return part, []
+        if not isinstance(value, Mapping):
+            return None
+        if part not in value:
+            return part, list(map(str, value))
+        value = value[part]
+    return None
 
 
 def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, source: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, time
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -84,7 +84,7 @@ def _column(column: Any, bytes_as: str | None) -> list[Any]:
     if pa.types.is_float32(kind):  # 0.1 stays 0.1, not 0.10000000149011612
         shortest = column.cast(pa.string()).to_pylist()
         return [None if text is None else float(text) for text in shortest]
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+    if (pa.types.is_timestamp(kind) or pa.types.is_time64(kind)) and kind.unit == "ns":
         return _nanoseconds(column, pa)
     if bytes_as is not None and (
         pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
@@ -112,15 +112,17 @@ def _decoded(value: bytes, encoding: str) -> Any:
 
 
 def _nanoseconds(column: Any, pa: Any) -> list[Any]:
-    """Timestamps in nanoseconds, which Python does not have: text in ISO 8601 where the last three digits matter."""
-    values = column.cast(pa.timestamp("us", column.type.tz), safe=False).to_pylist()
+    """Times in nanoseconds, which Python does not have: text in ISO 8601 where the last three digits matter."""
+    coarser = pa.time64("us") if pa.types.is_time64(column.type) else pa.timestamp("us", column.type.tz)
+    values = column.cast(coarser, safe=False).to_pylist()
     rests = [None if n is None else n % 1000 for n in column.cast(pa.int64()).to_pylist()]
     return [_finer(value, rest) if rest else value for value, rest in zip(values, rests, strict=True)]
 
 
-def _finer(value: datetime, rest: int) -> str:
+def _finer(value: datetime | time, rest: int) -> str:
     text = value.isoformat(timespec="microseconds")
-    return f"{text[:26]}{rest:03d}{text[26:]}"
+    end = text.index(".") + 7
+    return f"{text[:end]}{rest:03d}{text[end:]}"
 
 
 # ---- Excel

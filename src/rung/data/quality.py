@@ -38,14 +38,15 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
             "may be repeated where files were joined"
         )
     if task.output.kind == "multilabel" and task.output.columns is None:
-        report.warnings += _unseparated(task.output.separator, labels, [row for rows in splits.values() for row in rows])
+        rows = [row for part in splits.values() for row in part]
+        report.warnings += _unseparated(task.output.separator, labels, rows)
     if task.output.kind in LABELLED:
         report.warnings += _labels_without_rows(labels, report, tested)
         report.warnings += _few_of_a_label(task, splits, report)
     report.warnings += _given_away(task, [row for name in report.splits for row in splits.get(name, ())])
     for name in tested:
-        if rows := len(splits[name]):
-            _enough(task, _name(name, report), rows, report)
+        if splits[name]:
+            _enough(task, _name(name, report), len(splits[name]), report)
 
 
 def _enough(task: TaskSpec, name: str, rows: int, report: DataReport) -> None:
