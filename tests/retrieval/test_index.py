@@ -54,7 +54,8 @@ def test_passages_are_found_and_are_exactly_where_they_say(built, base):
 
 
 @pytest.mark.slow  # exports the encoder
-def test_an_index_of_an_encoder_in_int8_finds_the_same_and_is_another_index(built, base):
+def test_an_index_of_an_encoder_in_int8_finds_the_same_and_is_another_index(base):
+    built = build(base / "index", Corpus(files="docs"), base)
     other = build(base / "small", Corpus(files="docs", precision="int8"), base)
     assert other.fingerprint != built.fingerprint
     queries = [f"tell me of {topic}" for topic in TOPICS]
