@@ -1,3 +1,6 @@
+import runpy
+from pathlib import Path
+
 import pytest
 from toys import llama
 
@@ -49,3 +52,9 @@ def test_layers_run_again_only_where_not_even_one_row_fits(model):
     assert three * SHARE < 100 * bytes_per_token(model)
     assert fit_memory(model, rows(100), 16, free=three) == Fit(3, 3, checkpointing=True)
     assert fit_memory(model, rows(100), 16, free=0) == Fit(1, 1, checkpointing=True)
+
+
+def test_the_table_of_memory_in_the_docs_is_what_the_package_counts():
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "benchmarks" / "memory_table.py"))["table"]()
+    assert table in (root / "docs" / "clusters.md").read_text("utf-8")
