@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,42 @@ def together(size, folder):
     assert [process.returncode for process in running] == [0] * size, "\n".join(errors)
     courses = [json.loads((folder / f"{k}.json").read_text()) for k in range(size)]
     return courses, [torch.load(folder / f"{k}.pt") for k in range(size)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_train_starts_the_same_processes(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def loop():
+        sys.path.insert(0, str(HERE))
+        os.environ["RUNG_CACHE"] = str(tmp_path / "cache")
+        from together import trained
+
+        with joined(launched()) as world:
+            course, tensors = trained(tmp_path)
+            torch.save(tensors, tmp_path / f"{world.rank}.pt")
+            (tmp_path / f"{world.rank}.json").write_text(json.dumps([world.size, course]))
+
+    with tempfile.TemporaryDirectory(prefix="rt", ignore_cleanup_errors=True) as scratch:
+        ray.init(
+            address="local", num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, _temp_dir=scratch,
+            _node_ip_address="127.0.0.1", log_to_driver=False,
+        )  # fmt: skip
+        try:
+            TorchTrainer(
+                loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=str(tmp_path))
+            ).fit()
+        finally:
+            ray.shutdown()
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "alone"))
+    course, tensors = trained(tmp_path)
+    for rank in range(2):
+        size, told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (size, told["steps"]) == (2, course["steps"])
+        close(torch.load(tmp_path / f"{rank}.pt"), tensors)
 
 
 def close(one, other):

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -286,27 +287,37 @@ _joined: list[World] = []
 def joined(world: World) -> Iterator[World]:
     """Join the other processes while the block runs; SIGTERM and SIGUSR1 ask the training to save its state and end.
 
-    Processors talk through gloo, CUDA devices through NCCL.
+    Processors talk through gloo, CUDA devices through NCCL. Where something else has joined them already, as Ray Train
+    does, they talk as it has arranged. Signals come only to the main thread.
+
+        with joined(launched()) as world:
+            tuned = LoRA().fit(artifact, data)
+            if world.first:
+                tuned.save("tuned")
 
     Raises:
         TrainingError: `processes-apart`: another process has ended, or cannot be reached.
     """
-    before = {number: signal.signal(number, lambda number, _frame: _stop.append(number)) for number in SIGNALS}
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _frame: _stop.append(number)) for number in numbers}
     try:
         if world.alone:
             yield world
             return
         import torch
-        from torch.distributed import DistError, destroy_process_group, init_process_group
+        from torch.distributed import DistError, destroy_process_group, init_process_group, is_initialized
+
+        theirs = is_initialized()
 
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(world.local % torch.cuda.device_count())
             backend = "cpu:gloo,cuda:nccl"
-        for name, value in _meeting_point(world).items():
+        for name, value in {} if theirs else _meeting_point(world).items():
             os.environ.setdefault(name, value)
         try:
-            init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+            if not theirs:
+                init_process_group(backend, rank=world.rank, world_size=world.size, timeout=PATIENCE)
             _joined.append(world)
             yield world
         except RuntimeError as error:
@@ -317,7 +328,8 @@ def joined(world: World) -> Iterator[World]:
         finally:
             _joined.clear()
             with contextlib.suppress(Exception):  # the others are gone: nothing is left to close
-                destroy_process_group()
+                if not theirs:
+                    destroy_process_group()
     finally:
         _stop.clear()
         for number, handler in before.items():
