@@ -35,6 +35,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.rungs.base import Rung, with_settings
 from rung.task import Task
+from rung.training.distributed import current, joined, launched
 from rung.user_code import missing, refusal
 from rung.worker_pipes import error_to_dict, serve
 
@@ -42,12 +43,24 @@ from rung.worker_pipes import error_to_dict, serve
 def run_job(uri: str) -> str:
     """Run a job unless it is done; return the address of its manifest.
 
+    Where torchrun or srun has started several processes for it, they train together, and the first one writes. It does
+    jobs of other kinds alone.
+
     Raises:
         RungError: it failed; its folder has the error, too.
     """
-    job = Job.read(uri)
+    job, world = Job.read(uri), launched()
+    if world.alone or (world.first and job.kind != "fit"):
+        return _run_unless_done(job)
+    if job.kind != "fit":
+        return (Storage(job.out) / MANIFEST).uri
+    with joined(world):
+        return _run_unless_done(job)
+
+
+def _run_unless_done(job: Job) -> str:
     out = Storage(job.out)
-    if result_of(out) is None:
+    if current().from_first(lambda: result_of(out) is None):
         try:
             _run(job, out)
         except Exception as error:
@@ -85,6 +98,8 @@ class Work:
 
 def publish(job: Job, out: Storage, folder: Path, work: Work, values: Mapping[str, Any]) -> None:
     """Copy a folder of this machine to `out`, and write the manifest last."""
+    if not current().first:
+        return
     name = f"attempt-{job.attempt}-{secrets.token_hex(4)}"
     (out / name).put(folder)
     result = Result(
@@ -174,16 +189,21 @@ def _fit(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     rung, rows = _rung_of(job, task), data if job.fold is None else data.fold(job.fold)
     with _artifact_of(job) as base:
         if not job.options.get("parts"):
-            rung.fit(base, rows, progress=progress).save(folder / "artifact")
+            _save(rung.fit(base, rows, progress=progress), folder)
             return {}
         for share, artifact in rung.fit_in_parts(base, rows, progress=progress):
             if share == 1:
-                artifact.save(folder / "artifact")
+                _save(artifact, folder)
                 continue
             with TemporaryDirectory(prefix="rung-part-") as scratch:
-                artifact.save(Path(scratch) / "artifact")
+                _save(artifact, Path(scratch))
                 publish(job, Storage(job.out) / PARTS / f"{share:.4f}", Path(scratch), Work(0.0, {}), {})
     return {}
+
+
+def _save(artifact: Artifact, folder: Path) -> None:
+    if current().first:
+        artifact.save(folder / "artifact")
 
 
 def _rung_of(job: Job, task: Task) -> Rung:

@@ -382,12 +382,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        deadline = None
+        deadline, stuck = None, list[subprocess.Popen[bytes]]()
         while any(child.poll() is None for child in children):
             if deadline is None and any(child.poll() for child in children):
                 deadline = time.monotonic() + GRACE
-            if deadline is not None and time.monotonic() > deadline:
-                for child in children:
+            if deadline is not None and time.monotonic() > deadline and not stuck:
+                stuck = [child for child in children if child.poll() is None]
+                for child in stuck:
                     child.kill()
             time.sleep(0.05)
     finally:
@@ -396,7 +397,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         for child in children:
             child.kill()
             child.wait()
-    codes = [child.returncode for child in children]
+    codes = [child.returncode for child in children if child not in stuck]
     return max(code if code >= 0 else 128 - code for code in codes)
 
 
