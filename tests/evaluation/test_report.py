@@ -11,6 +11,7 @@ from rung.evaluation.decision import decide
 from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
+from rung.evaluation.report.explorer import answered_rows
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price, svg
 from rung.evaluation.report.words import delta_text, worth_notes
@@ -193,12 +194,25 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     rows, many = page.locator("#rows tbody tr"), page.locator("#many")
     assert many.inner_text() == "1 to 25 of 100 rows"  # those that features answers wrong
     assert rows.count() == 25
+    found = answered_rows(result, predictions)
+    for arm, name in enumerate(found.arms):  # the pages of a server choose rows in Python, as this script does
+        page.select_option("#pick", str(arm))
+        for kind in found.kinds:
+            page.select_option("#kind", kind)
+            total = len(found.chosen(arm, {"kind": kind}))
+            assert many.inner_text().endswith(f" of {total} rows" if total else "no rows"), (name, kind)
+    page.select_option("#pick", str(found.place))
     page.select_option("#kind", "fixed")
     assert many.inner_text() == "1 to 25 of 200 rows"
     page.click("#next")
     assert many.inner_text() == "26 to 50 of 200 rows"
     page.select_option("#given", "c")
     assert many.inner_text() == "no rows"
+    for section in ("Quality against price", "All figures", "Most confused labels", "Training"):  # rows of each figure
+        links = page.locator(f"section:has(h2:text-is('{section}')) a[href^='#rows?']")
+        assert links.count() >= 1, section
+        links.first.click()
+        assert f"pick={page.locator('#pick option:checked').inner_text()}" in links.first.get_attribute("href")
     page.click(".ladder a >> text=zero-shot")  # the link shows what this rung gets wrong
     assert many.inner_text() == "1 to 25 of 300 rows"
     page.fill("#find", "no such text")

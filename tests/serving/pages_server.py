@@ -2,13 +2,13 @@
 
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 from running_server import running
 
 from rung.artifact.files import fingerprint
-from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 from rung.feedback.api import build_capture
 from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
@@ -43,6 +43,16 @@ def fill(store):
     store.add_feedback(Feedback("r4", thumb="down", comment=PLANTED))
 
 
+def measured_row(number, answer):
+    """A line of `predictions.jsonl`; of each ten rows, few-shot has one wrong, and zero-shot one right."""
+    expected = "age_limit" if number % 10 == 3 else "card_arrival"
+    text = PLANTED if number == 13 else f"Where is card {number}?"
+    return asdict(Prediction(
+        f"row {number}", f"test.csv:{number}", "test", {"text": text}, f"Which intent? {text}", (expected,), answer,
+        float(answer == expected), 0.95 if number % 20 == 3 else 0.4, 12, 0.1,
+    ))  # fmt: skip
+
+
 def finished_run(folder, artifact):
     """A run folder as a climb leaves it: zero-shot, and few-shot that beats it."""
     target = folder / "rungs" / "few-shot-knn" / "artifact"
@@ -70,6 +80,11 @@ def finished_run(folder, artifact):
     )  # fmt: skip
     (folder / "climb.json").write_text(sealed({"task": "intents"}))
     result.write(folder)
+    answers = {"zero-shot": "age_limit", "few-shot-knn": "card_arrival"}
+    for name, answer in answers.items():
+        (folder / "rungs" / name).mkdir(parents=True, exist_ok=True)
+        rows = [measured_row(number, answer) for number in range(40)]
+        (folder / "rungs" / name / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
 
 

@@ -13,7 +13,8 @@ from rung.feedback.registry import Registry
 from rung.serving.access import LOOPBACK_NAMES, Access, KeyRing, create_key, revoke_key
 from rung.yamlfile import sealed
 
-PAGES = ("/", "/runs", "/runs/intents", "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
+PAGES = ("/", "/runs", "/runs/intents", "/runs/intents/rows", "/runs/intents/row?split=test&id=row+13",
+         "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
          "/trials", "/trials/intents", "/load", "/nothing-here")  # fmt: skip
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 
@@ -91,6 +92,39 @@ def test_a_ladder_shows_the_decision_and_its_intervals(site, watched):
     policy = report.headers["content-security-policy"]
     assert policy.startswith("sandbox allow-scripts; default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
+
+
+def test_rows_of_a_climb_are_found_by_the_filters_of_the_report(site, watched):
+    page = watched.page
+    page.goto(f"{site.url}/")
+    page.get_by_role("link", name="see what it got wrong").first.click()
+    many, table = page.locator("#many"), page.locator("table.found tbody tr")
+    assert many.inner_text() == "1 to 4 of 4 rows"
+    assert "test.csv:3" in table.first.inner_text()
+    page.get_by_label("Rows", exact=True).select_option("sure")
+    page.get_by_role("button", name="Show").click()
+    assert many.inner_text() == "1 to 2 of 2 rows"
+    page.get_by_label("Rung").select_option("zero-shot")
+    page.get_by_label("Rows", exact=True).select_option("wrong")
+    page.get_by_label("Expected").select_option("card_arrival")
+    page.get_by_role("button", name="Show").click()
+    assert many.inner_text() == "1 to 25 of 36 rows"
+    page.keyboard.press("j")
+    page.wait_for_url("**start=25")
+    assert many.inner_text() == "26 to 36 of 36 rows"
+    page.get_by_label("Text").fill("CARD 7?")
+    page.keyboard.press("Enter")
+    assert many.inner_text() == "1 to 1 of 1 rows"
+    table.first.get_by_role("link").click()
+    assert page.locator("table.found tbody tr").all_inner_texts() == [
+        "zero-shot\tage_limit\n40 % sure", "few-shot-knn\tcard_arrival\n40 % sure",
+    ]  # fmt: skip
+    assert page.locator("pre").inner_text() == "Which intent? Where is card 7?"
+    page.get_by_role("link", name="few-shot-knn").click()
+    assert page.get_by_role("heading", name="What few-shot-knn read").is_visible()
+    assert watched.problems == []
+    for wrong in ("/runs/letters/rows", "/runs/intents/row?split=test&id=none"):
+        assert httpx.get(site.url + wrong).status_code == 404
 
 
 def test_a_climb_is_shown_while_it_goes_on_and_nothing_of_it_is_touched(site, watched):

@@ -1,12 +1,14 @@
 """The rows of a climb as a table to search: input, expected answer, and what every rung answered.
 
-The rows are embedded as JSON, and the report's script draws them: text from the data never becomes markup.
+In the report the rows are embedded as JSON, and its script draws them: text from the data never becomes markup. The
+pages of a server choose rows by the same filters in Python, a page at a time.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -22,7 +24,8 @@ PAGE = 25  # rows shown at once
 SURE = 0.9  # confidence from which a wrong answer deserves a look at its label
 
 KINDS = {
-    "wrong": "wrong", "changed": "fixed or broken", "fixed": "fixed", "broken": "broken", "sure": "sure, but wrong",
+    "wrong": "wrong", "changed": "fixed or broken", "fixed": "fixed", "broken": "broken",
+    "sure": "label suspect: sure, but wrong",
     "disagree": "rungs disagree", "abstained": "abstained", "retrieval": "no passage with the answer found",
     "reading": "passage found, but not used", "all": "all",
 }  # fmt: skip
@@ -130,31 +133,92 @@ if (held) {
 """
 
 
-def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """The rows that the recommended rung answered, with the answers of all rungs, and what filters them."""
+Filters = Mapping[str, str]  # `kind`, `expected`, `given` and `find`, as the script reads them
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRows:
+    """The rows of a climb, those that the recommended rung answers worst first, as values of JSON.
+
+    Attributes:
+        arms: the names of the measured rungs.
+        place: the number of the recommended one.
+        keys: the split and id of each row.
+        rows: what is known of it, see `_row`.
+        kinds: the filters that choose any rows, by their names.
+        labels: the labels that were expected, and those that were answered; empty where answers are no labels.
+    """
+
+    arms: list[str]
+    place: int
+    keys: Sequence[tuple[str, str]]
+    rows: list[dict[str, Any]]
+    kinds: dict[str, str]
+    labels: tuple[list[str], list[str]]
+
+    def chosen(self, arm: int, filters: Filters) -> list[int]:
+        """The numbers of the rows that one arm answered and that the filters let pass, as the report's script does."""
+        return [number for number, row in enumerate(self.rows) if _fits(row, arm, filters)]
+
+
+def answered_rows(
+    result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]], *, prompts: int = 0
+) -> AnsweredRows:
+    """Put together what every rung answered to each row; the first rows have the recommended rung's prompt."""
     arms = [rung.name for rung in words.measured(result)]
     answered = {name: {(row.split, row.id): row for row in predictions.get(name, ())} for name in arms}
     keys = list(dict.fromkeys(key for name in (result.recommended, *arms) for key in answered.get(name, ())))
-    if not keys:
-        return ""
     best = answered.get(result.recommended, {})
     keys.sort(key=lambda key: best[key].score if key in best else 1.0)  # the worst first; stable
     rows = [
-        _row([answered[name].get(key) for name in arms], best.get(key) if number < MOST_PROMPTS else None)
-        for number, key in enumerate(keys[:MOST_ROWS])
+        _row([answered[name].get(key) for name in arms], best.get(key) if number < prompts else None)
+        for number, key in enumerate(keys)
     ]
-    held = {"arms": arms, "rows": rows, "page": PAGE, "sure": SURE}
-    text = json.dumps(held, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    kinds = [
-        kind for kind in KINDS if kind not in ("retrieval", "reading") or any(_failure(row) for row in best.values())
-    ]
+    retrieved = any(_failure(row) for row in best.values())
+    kinds = {kind: text for kind, text in KINDS.items() if retrieved or kind not in ("retrieval", "reading")}
     expected = sorted({label for row in rows for label in row["e"]}) if result.metric == "accuracy" else []
     given = sorted({one["t"] for row in rows for one in row["a"] if one}) if expected else []
-    left_out = f"<p>{len(keys) - MOST_ROWS:,} more rows are in predictions.jsonl.</p>" if len(keys) > MOST_ROWS else ""
     place = arms.index(result.recommended) if result.recommended in arms else 0
+    return AnsweredRows(arms, place, keys, rows, kinds, (expected, given))
+
+
+def _fits(row: Mapping[str, Any], arm: int, filters: Filters) -> bool:
+    own, first = row["a"][arm], row["a"][0] if arm else None
+    if own is None:
+        return False
+    gain, wrong = own["s"] - first["s"] if first else 0.0, own["s"] < 1
+    answers = [one["t"] for one in row["a"] if one]
+    kind, expected, given = (filters.get(name, "") for name in ("kind", "expected", "given"))
+    fits = {
+        "all": True, "wrong": wrong, "changed": gain != 0, "fixed": gain > 0, "broken": gain < 0,
+        "sure": wrong and own["c"] is not None and own["c"] >= SURE, "abstained": own.get("x", False),
+        "retrieval": own.get("f") == "retrieval", "reading": own.get("f") == "reading",
+        "disagree": len(set(answers)) > 1,
+    }  # fmt: skip
+    text = filters.get("find", "").lower()
+    return (
+        bool(fits.get(kind or "wrong"))
+        and (not expected or expected in row["e"])
+        and (not given or own["t"] == given)
+        and (not text or any(text in part.lower() for part in (row["o"], row["i"], *row["e"], *answers)))
+    )
+
+
+def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
+    """The rows that the recommended rung answered, with the answers of all rungs, and what filters them."""
+    found = answered_rows(result, predictions, prompts=MOST_PROMPTS)
+    if not found.keys:
+        return ""
+    held = {"arms": found.arms, "rows": found.rows[:MOST_ROWS], "page": PAGE, "sure": SURE}
+    text = json.dumps(held, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    arms, place, kinds, (expected, given) = found.arms, found.place, found.kinds, found.labels
+    more = len(found.keys) - MOST_ROWS
+    left_out = (
+        f"<p>{more:,} more rows are in predictions.jsonl, and on the pages of rung serve.</p>" if more > 0 else ""
+    )
     return (
         f'<div class="filters"><label>Rung <select id="pick">{_options(enumerate(arms), place)}</select></label>'
-        f'<label>Rows <select id="kind">{_options((kind, KINDS[kind]) for kind in kinds)}</select></label>'
+        f'<label>Rows <select id="kind">{_options(kinds.items())}</select></label>'
         f'<label{"" if expected else " hidden"}>Expected <select id="expected">{_any(expected)}</select></label>'
         f'<label{"" if given else " hidden"}>Answered <select id="given">{_any(given)}</select></label>'
         '<label>Text <input id="find" type="search"></label></div>'
@@ -168,6 +232,12 @@ def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Predict
 def rows_link(text: str, **filters: str) -> Markup:
     """A link to the rows that the filters choose: `pick` (a rung), `kind`, `expected`, `given`."""
     return Markup(f'<a href="#rows?{safe(urlencode(filters))}">{safe(text)}</a>')
+
+
+def rows_links(kind: str, *arms: str) -> str:
+    """A paragraph below a figure that leads to the rows behind it: one link for each rung."""
+    links = ", ".join(rows_link(arm, pick=arm, kind=kind) for arm in arms)
+    return f'<p class="soft">Rows that are {safe(KINDS[kind])}: {links}</p>' if arms else ""
 
 
 def _options(choices: Any, selected: Any = None) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report import explorer, plots, words
-from rung.evaluation.report.explorer import rows_link
+from rung.evaluation.report.explorer import rows_link, rows_links
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.models.files import write_atomically
 from rung.progress import Markup, safe, table_html
@@ -79,21 +79,29 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
     confused = plots.confusions(result, best) if result.metric == "accuracy" and best else None
     confidence = _figure(plots.reliability(result)) + _figure(plots.coverage(result))
+    if confidence:
+        sure = (rows_links(kind, result.recommended) for kind in ("sure", "abstained"))
+        confidence += "".join(sure)
+    trained = [rung.name for rung in words.measured(result) if rung.losses]
+    read = [rung.name for rung in words.measured(result) if rung.retrieval]
     sections = [
         ("What to do next", _paragraphs([*result.next_steps, *words.unfinished_notes(result)])),
         ("The ladder", _ladder(result)),
-        ("Quality against price", _figure(plots.price(result), wide=False)),
+        ("Quality against price", _priced(result)),
         ("All figures", _figures_table(result)),
         ("Rows", explorer.rows_section(result, predictions)),
         ("Most confused labels", _figure(confused) + (_confusions(result, best) if confused else "")),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
-        ("Training", _figure(plots.loss(result)) + _training_data(result)),
+        ("Training", _figure(plots.loss(result)) + rows_links("wrong", *trained) + _training_data(result)),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
-        ("Retrieval", _paragraphs(words.retrieval_notes(result))),
+        (
+            "Retrieval",
+            _paragraphs(words.retrieval_notes(result)) + rows_links("retrieval", *read) + rows_links("reading", *read),
+        ),
         ("Data", _data(result.data)),
         ("How this was measured", _paragraphs(words.method(result))),
     ]
@@ -173,6 +181,11 @@ def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
     return _paragraphs((Markup("; ".join(links)),))
 
 
+def _priced(result: ClimbResult) -> str:
+    drawn = _figure(plots.price(result), wide=False)
+    return drawn and drawn + rows_links("wrong", *(rung.name for rung in words.measured(result)))
+
+
 def _ladder(result: ClimbResult) -> str:
     """The rungs on one axis: score and interval, price, and how each compares; the incumbent is the thin line."""
     rungs = words.measured(result)
@@ -216,7 +229,7 @@ def _figures_table(result: ClimbResult) -> str:
     rungs = words.measured(result)
     heads = ("rung", f"{result.metric} [95 %]", *words.QUALITY, *words.COSTS, "left the race")
     rows = [
-        (r.name, words.score_text(r), *words.quality(result, r), *words.costs(r), r.reason)
+        (rows_link(r.name, pick=r.name), words.score_text(r), *words.quality(result, r), *words.costs(r), r.reason)
         for r in rungs
     ]  # fmt: skip
     if not rungs:
@@ -325,7 +338,9 @@ def guide_section(result: ClimbResult) -> str:
     for expectation in result.advice["expectations"]:
         if (outcome := outcome_of.get(expectation["rung"])) is not None:
             expected, reasons = EXPECTATIONS[expectation["expect"]], "; ".join(expectation["reasons"])
-            rows.append((expectation["rung"], expected, reasons, f"{outcome.word}: {outcome.text}"))
+            name = expectation["rung"]
+            link = name if outcome.word in ("skipped", "failed") else rows_link(name, pick=name)
+            rows.append((link, expected, reasons, f"{outcome.word}: {outcome.text}"))
     heads = ("rung", "the rules expect that it", "because", "measured")
     return _folded("the path of the rules", chart) + table_html(heads, rows, why=(1, 2, 3))
 

@@ -15,7 +15,7 @@ from rung.serving.limits import Refused
 from rung.serving.metrics import EVERY, KEPT, quantile, rates
 from rung.serving.served import ServedEncoder, ServedModel
 from rung.serving.web.promotions import has_trial
-from rung.serving.web.runs import ladder_of, progress_of, report_of, run_folder, run_folders, seconds_spent
+from rung.serving.web.runs import ladder_of, measured_as, progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.site import HEADERS, HERE, FormValues, page, see_other, site_of, sources_of
 
 router = APIRouter(include_in_schema=False)
@@ -36,7 +36,10 @@ def overview(request: Request, context: Context) -> Response:
     bases = [each for each in served if isinstance(each, ServedModel)]
     encoders = [each for each in served if isinstance(each, ServedEncoder)]
     runs, artifacts = run_folders(sources_of(request).runs), context.server.served.artifacts()
-    return page(request, "overview", "Overview", artifacts=artifacts, bases=bases, encoders=encoders, runs=runs)
+    scores = measured_as(sources_of(request).runs, [each.fingerprint for each in artifacts])
+    return page(
+        request, "overview", "Overview", artifacts=artifacts, bases=bases, encoders=encoders, runs=runs, scores=scores
+    )
 
 
 @router.get("/runs")

@@ -6,15 +6,18 @@ Nothing is written or repaired here: another process may be climbing in the fold
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rung.artifact.files import MANIFEST
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
 from rung.evaluation.report.words import against, costs, delta_text, gap_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
+from rung.models.cache import file_sha256
 from rung.yamlfile import read_sealed
 
 STALE = 600.0  # seconds without a write, after which a climb counts as stopped
@@ -68,6 +71,31 @@ def _identity(folder: Path) -> dict[str, Any]:
 def report_of(run: RunFolder) -> ClimbResult:
     """Read the report of a finished climb; raise ConfigError if it cannot be read."""
     return ClimbResult.read(run.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredArtifact:
+    """What a climb measured of an artifact."""
+
+    run: RunFolder
+    rung: RungResult
+    score: str
+
+
+def measured_as(root: Path, marks: Collection[str]) -> dict[str, MeasuredArtifact]:
+    """Find the artifacts with these fingerprints among those of finished climbs; of several climbs the last one."""
+    found: dict[str, MeasuredArtifact] = {}
+    for run in run_folders(root):
+        missing = set(marks) - set(found)
+        if not missing or run.state != "finished":
+            continue
+        kept = {file.parent.parent.name: file_sha256(file) for file in run.folder.glob(f"rungs/*/artifact/{MANIFEST}")}
+        if missing & set(kept.values()):
+            rungs = {rung.name: rung for rung in measured(report_of(run))}
+            for name, mark in kept.items():
+                if mark in missing and name in rungs:
+                    found[mark] = MeasuredArtifact(run, rungs[name], score_text(rungs[name]))
+    return found
 
 
 # ---- a climb that goes on

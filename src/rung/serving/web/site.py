@@ -119,6 +119,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
+        "pair": lambda value: (value, value),  # of an option: its value, and its text
         "percent": lambda value: f"{100 * value:.1f} %",
         "short": lambda value: str(value)[:12],
         "count": count_text, "time": _time, "seconds": _seconds,
