@@ -1,9 +1,35 @@
+import io
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from rung import progress
 from rung.progress import TerminalProgress
+
+
+class Screen(io.StringIO):
+    """A terminal: what stands on it after the controls that Rung uses."""
+
+    def isatty(self):
+        return True
+
+    def lines(self):
+        rows, at = [""], 0
+        for part in re.findall(r"\x1b\[\d*[A-Z]|\r|\n|[^\x1b\r\n]+", self.getvalue()):
+            if part == "\n":
+                at += 1
+                rows += [""] * (at == len(rows))
+            elif up := re.fullmatch(r"\x1b\[(\d+)A", part):
+                at -= int(up[1])
+            elif part == "\x1b[J":
+                rows[at:] = [""]
+            elif part == "\x1b[2K":
+                rows[at] = ""
+            elif part != "\r":
+                rows[at] = part
+        return rows
 
 
 @pytest.fixture
@@ -66,3 +92,31 @@ def test_a_silent_step_is_announced_also_inside_another(clock, capsys):
     clock[0] = 80.0
     shown.finish()
     assert capsys.readouterr().err.splitlines()[1:] == ["downloading ...", "downloading: 10 s"]
+
+
+def test_a_board_stands_below_what_is_said_and_above_the_step(clock, monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "30")
+    shown = TerminalProgress()
+    shown.start("zero-shot", 10)
+    shown.board(["climb: 1 s", "  tfidf-head  75 %"])
+    clock[0] = 1.0
+    shown.advance(3)
+    assert screen.lines() == ["climb: 1 s", "  tfidf-head  75 %", "zero-shot: 3/10, 2 s left"]
+    shown.say("proven better")
+    clock[0] = 2.0
+    shown.advance(3)
+    shown.board(["climb: 2 s", "  tfidf-head  75 %", "  a name that is too long for the screen"])
+    assert screen.lines() == ["proven better", "climb: 2 s", "  tfidf-head  75 %", "  a name that is too long for", ""]
+    shown.finish()
+    shown.board(())
+    assert screen.lines() == ["proven better", "zero-shot: 6 in 2 s", ""]
+
+
+def test_elsewhere_a_board_is_a_line_every_ten_seconds(clock, capsys):
+    shown = TerminalProgress()
+    for second in range(0, 25, 4):
+        clock[0] = second
+        shown.board(["climb"], f"{second} s: tfidf-head 75 %")
+    assert capsys.readouterr().err.splitlines() == [f"{second} s: tfidf-head 75 %" for second in (0, 12, 24)]

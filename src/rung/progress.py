@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -67,6 +68,9 @@ class Progress(Protocol):
     def finish(self, note: str = "") -> None:
         """End the step; `note` is its one-line outcome."""
 
+    def board(self, lines: Sequence[str], news: str = "") -> None:
+        """Show where a long operation stands, in place of the lines before; `news` is the same in one line."""
+
 
 class Quiet:
     """A Progress that prints nothing."""
@@ -83,12 +87,18 @@ class Quiet:
     def finish(self, note: str = "") -> None:
         """Print nothing."""
 
+    def board(self, lines: Sequence[str], news: str = "") -> None:
+        """Print nothing."""
+
 
 QUIET: Progress = Quiet()
 
 
 class TerminalProgress:
-    """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere."""
+    """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere.
+
+    On a terminal a board stands above the step; elsewhere its news is a line every ten seconds.
+    """
 
     INTERVAL_LIVE = 0.2
     INTERVAL_LOG = 10.0
@@ -98,6 +108,9 @@ class TerminalProgress:
         self._label, self._total, self._done, self._note = "", 0, 0, ""
         self._start = self._shown = time.monotonic()
         self._nested = 0
+        self._board: list[str] = []
+        self._drawn = 0  # lines of the board on the screen, above the cursor
+        self._told = -self.INTERVAL_LOG
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -146,9 +159,24 @@ class TerminalProgress:
         elif self._live:
             self._write("", end="")
 
+    def board(self, lines: Sequence[str], news: str = "") -> None:
+        """Draw the board anew on a terminal, below what was said; elsewhere print the news, if it is time for it."""
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
+            self._board = [clean(line)[:width] for line in lines]
+            self._write("", end="")
+        elif news and (now := time.monotonic()) - self._told >= self.INTERVAL_LOG:
+            self._told = now
+            self._write(news, end="\n")
+
     def _write(self, text: str, end: str) -> None:
         wipe = "\r" + " " * 120 + "\r" if _in_notebook() else "\r\x1b[2K"  # notebooks know no erasing
-        sys.stderr.write((wipe if self._live else "") + clean(text) + end)
+        line = clean(text) + end
+        if self._drawn or self._board:
+            wipe = (f"\r\x1b[{self._drawn}A" if self._drawn else "\r") + "\x1b[J"
+            board, self._drawn = "".join(f"{each}\n" for each in self._board), len(self._board)
+            line = line + board if end else board + line[: shutil.get_terminal_size().columns - 1]
+        sys.stderr.write((wipe if self._live else "") + line)
         sys.stderr.flush()
 
 

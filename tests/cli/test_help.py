@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -54,5 +55,19 @@ def test_the_shell_completes_commands_and_options():
     assert run.stdout.split() == ["predict"]
 
 
-def test_an_unknown_command_names_the_nearest_one_once():
-    assert RUN.invoke(app, ["clmib"]).stderr.count("Did you mean") == 1
+@pytest.mark.parametrize(
+    ("words", "code", "message", "hint"),
+    [
+        (["clmib"], "unknown-name", "no such command 'clmib'. Did you mean 'climb'?", "rung --help"),
+        (["index", "fetch"], "unknown-name", "no such command 'fetch'", "rung index --help"),
+        (["climb"], "bad-option", "missing argument 'TASK'", "rung climb --help"),
+        (["climb", "t.yaml", "--bugdet", "1m"], "bad-option", "no such option '--bugdet'", "rung climb --help"),
+        (["serve", "--port", "x"], "bad-option", "invalid value for '--port'", "rung serve --help"),
+        (["--nothing"], "bad-option", "no such option '--nothing'", "rung --help"),
+    ],
+)
+def test_errors_of_usage_have_a_code_and_the_help_of_their_command(words, code, message, hint):
+    error = RUN.invoke(app, words, prog_name="rung").exception
+    assert (error.code, error.exit_code, error.hint) == (code, 2, hint)
+    assert error.message.startswith(message)
+    assert error.message.count("Did you mean") <= 1

@@ -84,7 +84,7 @@ def finished_run(folder, artifact):
     for name, answer in answers.items():
         (folder / "rungs" / name).mkdir(parents=True, exist_ok=True)
         rows = [measured_row(number, answer) for number in range(40)]
-        (folder / "rungs" / name / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "rungs" / name / "predictions.jsonl").write_text("".join(sealed(row) + "\n" for row in rows))
     (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
 
 

@@ -260,7 +260,8 @@ def confidence(
     if out is not None:
         fitted.save(out)
     values = {**measured, "saved": None if out is None else str(out)}
-    render.result(json, values, lambda: render.confidence(values))
+    then = ("rung", "confidence", artifact, task, "--out", "sure") if out is None else ("rung", "serve", out)
+    render.result(json, values, lambda: render.confidence(values), then=then)
 
 
 def merge(

@@ -43,9 +43,13 @@ def advise(
         measured = outcomes(ClimbResult.read(run[0]))
         rungs = [asdict(outcome) for outcome in measured.values()]
         climbed = {"run": str(run[0]), "same_task": run[1], "rungs": rungs}
-    render.result(json, {**guide.as_dict(), "measured": climbed}, lambda: render.advice(guide, measured))
-    if run is not None and not json:
-        render.say(f"measured: {run[0]}{'' if run[1] else '; the task file has changed since'}")
+
+    def show() -> None:
+        render.advice(guide, measured)
+        if run is not None:
+            render.say(f"measured: {run[0]}{'' if run[1] else '; the task file has changed since'}")
+
+    render.result(json, {**guide.as_dict(), "measured": climbed}, show, then=("rung", "climb", task, "--plan"))
 
 
 def climb(
@@ -68,7 +72,9 @@ def climb(
     )  # fmt: skip
     if plan:
         rows, notes = plan_rows(loaded, how)
-        render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes))
+        render.result(
+            json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes), then=("rung", "climb", task)
+        )
         return
     tracker = _tracker(track)
     try:
@@ -261,7 +267,8 @@ def evaluate(
     by = None if judge is None else FaithfulnessJudge(open_engine(judge))
     values = summarize(answering, rows, part, folder=loaded.folder, progress=options.progress(quiet), judge=by,
                        statistics=[name for name, _ in bars])  # fmt: skip
-    render.result(json, values, lambda: render.scores(values, split))
+    then = ("rung", "predict", artifact, "new.csv", "--out", "answers.csv")
+    render.result(json, values, lambda: render.scores(values, split), then=then)
     measured = {name: value["score"] for name, value in values["metrics"].items()} | values["whole"]
     for name, bar in bars:
         if name in ("mae", "rmse", "not_a_number"):
@@ -307,7 +314,7 @@ def judge(
         f"{measured.consistent} verdicts hold when the answers swap places\n"
         f"{measured.unreadable} verdicts could not be read"
     )
-    render.result(json, {"judge": settings["model"], **asdict(measured)}, text)
+    render.result(json, {"judge": settings["model"], **asdict(measured)}, text, then=("rung", "climb", task, "--plan"))
 
 
 def rungs(
@@ -356,7 +363,8 @@ def tune(
     except KeyboardInterrupt:
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")
         raise typer.Exit(130) from None
-    render.result(json, search.as_dict(), lambda: render.tuning(search))
+    then = ("rung", "climb", task, "--rungs", search.rung)
+    render.result(json, search.as_dict(), lambda: render.tuning(search), then=then)
 
 
 def worker(

@@ -57,7 +57,8 @@ def list_cases(
     with options.open_store(store) as opened:
         cases, count = opened.cases(which, limit=limit), opened.count(which)
     values = {"cases": [case.as_dict() for case in cases], "count": count}
-    render.result(json, values, lambda: render.cases(cases, count))
+    then = command("rung failures show", cases[0].interaction.id, store=store) if cases else ""
+    render.result(json, values, lambda: render.cases(cases, count), then=then)
 
 
 @app.command()
@@ -274,7 +275,8 @@ def _show_promotion(promotion: Promotion, home: Registry, json: bool) -> None:
         "task": promotion.task, "kind": promotion.kind, "artifact": promotion.artifact, "folder": str(folder),
         "reviewer": promotion.reviewer, "at": promotion.at.isoformat(), "evidence": dict(promotion.evidence),
     }  # fmt: skip
-    render.result(json, values, f"{promotion.task} is served from {folder}")
+    then = ("rung", "serve", "--registry", home.root, "--capture", "on")
+    render.result(json, values, f"{promotion.task} is served from {folder}", then=then)
 
 
 @trial_app.command("start")

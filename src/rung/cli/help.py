@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from typer import echo
-from typer.core import TyperGroup
+from typer.core import TyperGroup, click  # type: ignore[attr-defined]
+
+from rung.errors import ConfigError
 
 GROUPS = {
     "Start": {
@@ -89,8 +94,36 @@ EXAMPLES = {
 }
 
 
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn errors of usage into Rung's own, which have a code and a hint.
+
+    Raises:
+        ConfigError: `unknown-name` for a command that there is not, else `bad-option`.
+    """
+    try:
+        yield
+    except click.UsageError as error:
+        usage = "rung --help" if error.ctx is None else f"{' '.join(error.ctx.command_path.split())} --help"
+        usage = re.sub(r"^python -m rung", "rung", usage)
+        problem = error.format_message().rstrip(".")
+        lacking = isinstance(error, click.NoSuchOption | click.MissingParameter | click.BadParameter)
+        code = "unknown-name" if problem.startswith("No such command") and not lacking else "bad-option"
+        raise ConfigError(code, problem[:1].lower() + problem[1:], hint=usage) from None
+
+
 class Grouped(TyperGroup):
     """The group of all commands; its help shows them by what they are for, and each command's help an example."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options of `rung` itself."""
+        with _usage_errors():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the command's options, and run it."""
+        with _usage_errors():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Take `rung help COMMAND` for `rung COMMAND --help`."""

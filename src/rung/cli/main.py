@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -62,8 +63,8 @@ def next_step(folder: Path) -> str:
         from rung.evaluation.result import ClimbResult
 
         report = ClimbResult.read(reports[-1].parent)
-        artifact = next((rung.artifact for rung in report.rungs if rung.name == report.recommended), None)
-        return f'{report.decision}\nNext: try it with\n  rung run {artifact} "your text"'
+        run = shlex.quote(str(reports[-1].parent.relative_to(folder)))
+        return f'{report.decision}\nNext: try it\n  rung run {run} "your text"'
     if tasks_here:
         name = tasks_here[0].name
         return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"

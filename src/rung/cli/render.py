@@ -6,6 +6,7 @@ What `rung models` and `rung doctor` print of base models is in `render_models.p
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,14 +52,16 @@ def print_json(value: Any) -> None:
     say(json.dumps(value, ensure_ascii=False))
 
 
-def result(as_json: bool, values: Any, text: str | Callable[[], None]) -> None:
-    """Print what a command found: its values as JSON, or a text for people."""
+def result(as_json: bool, values: Any, text: str | Callable[[], None], *, then: str | Sequence[object] = ()) -> None:
+    """Print what a command found: its values as JSON, or a text for people and the next command, or its words."""
     if as_json:
         print_json(values)
     elif isinstance(text, str):
         say(text)
     else:
         text()
+    if then and not as_json:
+        say(f"Next: {then if isinstance(then, str) else shlex.join(map(str, then))}")
 
 
 def note(text: str) -> None:
@@ -190,9 +193,9 @@ def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
     """Print the results of a climb, where its report is, and the next commands; `again` is that of the climb."""
     climb_result(result)
     say(f"\nreport: {folder / 'report.html'}")
-    artifact = next((r.artifact for r in result.rungs if r.name == result.recommended), None)
-    if artifact is not None:
-        say(f'try it:  rung run {artifact} "your text"\nserve it: rung serve {artifact}')
+    if any(r.artifact for r in result.rungs if r.name == result.recommended):
+        run = shlex.quote(str(folder))  # a run stands for its recommended artifact
+        say(f'try it:  rung run {run} "your text"\nserve it: rung serve {run}')
     if again and result.unfinished:
         named = ",".join(name for name in result.unfinished if "+" not in name)
         more = f" --rungs {named}" if named and result.budget_seconds is None else ""

@@ -172,7 +172,7 @@ def trust(
     left = user_code.missing(permits)
     values = {"permits": [{**asdict(permit), "allowed": permit not in left} for permit in permits]}
     text = f"{place}: {len(permits) - len(left)} of {len(permits)} allowed" if permits else f"{place} runs no code"
-    render.result(json, values, text)
+    render.result(json, values, text, then=("rung", "check", place) if place.is_file() else ())
 
 
 def schema() -> None:

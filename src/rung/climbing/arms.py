@@ -35,6 +35,7 @@ from rung.rungs.base import Cost, Rung
 from rung.rungs.costs import inference_cost
 from rung.task import Task
 
+BOARD = 8  # arms that are shown while the climb goes on
 BATCH = 32  # rows answered between two writes: what a kill may cost
 BATCH_SECONDS = 4.0  # the same in time, where rows are slow
 FIRST_ROWS = 2  # of an arm, where there is a budget
@@ -435,7 +436,32 @@ class ClimbState:
     def _keep_answers(self, arm: Arm, name: str, answered: Sequence[Prediction]) -> None:
         self.store.add(name, answered)
         self._learn_pace(arm)
+        self.budget.board(*self._standing(arm))
         self.budget.advance(len(answered))
+
+    def _standing(self, now: Arm) -> tuple[list[str], str]:
+        """Where the arms stand, the leader first, and the same of one of them in a line."""
+        scores = {name: own for name, arm in self.arms.items() if (own := self.scores(arm, self.search))}
+        ranked = sorted(
+            scores, key=lambda name: (bool(self.arms[name].dropped), -sum(scores[name]) / len(scores[name]))
+        )
+        lines = []
+        for name in ranked[:BOARD]:
+            state = "left the race" if self.arms[name].dropped else "leads" if name == self.leader else ""
+            state = ", ".join(filter(None, (state, "answering" if name == now.name else "")))
+            score = f"{100 * sum(scores[name]) / len(scores[name]):5.1f} %"
+            rows = f"{len(scores[name])} of {len(self.search)} rows"
+            lines.append(f"  {name:24} {score}  {rows:>18}  {state}".rstrip())
+        if len(ranked) > BOARD:
+            lines.append(f"  and {len(ranked) - BOARD} more")
+        waiting = [rung.name for rung in self.rungs if rung.name not in self.arms and rung.name not in self.left]
+        if waiting:
+            more = f" and {len(waiting) - BOARD} more" if len(waiting) > BOARD else ""
+            lines.append(f"  to come: {', '.join(waiting[:BOARD])}{more}")
+        own = scores.get(now.name, [])
+        news = f"{now.name} {100 * sum(own) / len(own):.1f} % on {len(own)} rows" if own else f"{now.name} answers"
+        leads = f"; {self.leader} leads" if self.leader and self.leader != now.name else ""
+        return lines, news + leads
 
     def opening(self, artifact: Artifact) -> float:
         """The seconds to open the model that answers, if no arm of this process has opened it yet."""

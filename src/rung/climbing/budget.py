@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -149,3 +149,17 @@ class Budget:
         """End the step."""
         self._open = max(0, self._open - 1)
         self.inner.finish("" if quiet else note)
+
+    def board(self, lines: Sequence[str], news: str = "") -> None:
+        """Show where the climb stands, below the time and the money."""
+        if not lines:
+            self.inner.board(())
+            return
+        used = [f"{duration_text(self.spent())}{_of(self.limits.seconds, duration_text)}"]
+        if (money := self.money()) is not None:
+            used.append(f"{money:.3g}{_of(self.limits.money, '{:g}'.format)} spent")
+        self.inner.board([f"climb: {', '.join(used)}", *lines], f"{', '.join(used)}: {news}")
+
+
+def _of(whole: float | None, text: Callable[[float], str]) -> str:
+    return "" if whole is None else f" of {text(whole)}"

@@ -208,6 +208,8 @@ def climb(
         if not store.used:  # a folder without anything to continue from would only make the next one NAME-2
             shutil.rmtree(store.folder, ignore_errors=True)
         raise
+    finally:
+        watch.board(())
 
 
 def _engine(task: Task, options: ClimbOptions, identity: Mapping[str, Any], watch: Budget) -> str:
