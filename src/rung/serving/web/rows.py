@@ -27,7 +27,6 @@ from rung.yamlfile import unreadable
 router = APIRouter(include_in_schema=False)
 PAGE = 25  # rows shown at once
 MOST_LABELS = 500  # in a list to choose from
-FILTERS = ("pick", "kind", "expected", "given", "find")
 
 
 @dataclass(frozen=True, slots=True)
