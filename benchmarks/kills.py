@@ -178,9 +178,9 @@ def resumed(kills: int, moments: Moments, start: Callable[[Path], Command], read
         return wrong
 
 
-def rows(folder: Path) -> None:
+def rows(folder: Path, each: int = 40) -> None:
     """Write the rows of three easy labels."""
-    text = [f"about {word} number {i},{word}\n" for i in range(40) for word in ("alpha", "beta", "gamma")]
+    text = [f"about {word} number {i},{word}\n" for i in range(each) for word in ("alpha", "beta", "gamma")]
     (folder / "train.csv").write_text("text,label\n" + "".join(text))
 
 
@@ -239,8 +239,8 @@ def of_training(kills: int, moments: Moments) -> int:
         model = tiny_llama(Path(scratch) / "model")
 
         def start(folder: Path) -> Command:
-            rows(folder)
-            (folder / "task.yaml").write_text(f"{TASK}model: {model}\nrungs: {{lora: {{epochs: 20}}}}\n")
+            rows(folder, each=10)
+            (folder / "task.yaml").write_text(f"{TASK}model: {model}\nrungs: {{lora: {{epochs: 8}}}}\n")
             words = ["climb", "task.yaml", "--rungs", "zero-shot,lora", "--engine", "torch", "--resume", "--quiet"]
             return Command(words, {"RUNG_CACHE": str(folder / "cache")})
 

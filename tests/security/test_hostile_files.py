@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rung.agents.calls import MalformedError, read_json
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import write_manifest
 from rung.cli import render
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
+from rung.data.chat import is_chat
+from rung.data.columns import look_at
 from rung.data.frames import hub_records
+from rung.data.sources import read_rows
 from rung.errors import RungError
 from rung.evaluation.result import ClimbResult
 from rung.feedback.registry import Registry
@@ -235,6 +239,18 @@ def test_a_file_is_not_read_beyond_its_bound(tmp_path):
     file = tmp_path / "a.json"
     file.write_text('{"a": "' + "b" * 100 + '"}')
     refused("unreadable-file", lambda: read_object(file, most=50), "more than 50")
+
+
+@pytest.mark.parametrize("levels", [101, 900, 5000])
+def test_deep_json_in_texts_is_no_traceback(tmp_path, levels):
+    """What rows and models write: 900 levels can be parsed, and would exhaust the stack of what walks over them."""
+    deep = "[" * levels + "]" * levels
+    assert not is_chat(deep)
+    with pytest.raises(MalformedError):
+        read_json(f'{{"step": {deep}}}')
+    (tmp_path / "a.jsonl").write_text(f'{{"text": {deep}}}\n')
+    refused("bad-json", lambda: list(read_rows(tmp_path / "a.jsonl")), "a.jsonl:1")
+    assert look_at("a", [deep] * 30)
 
 
 # ---- artifacts

@@ -22,6 +22,7 @@ from rung.errors import ModelError
 from rung.models.messages import Message, Messages, call_id, tagged_call
 from rung.models.thinking import split_thought
 from rung.models.tokenizer import Tokenizer
+from rung.yamlfile import json_value
 
 CallFormat = Literal["template", "json"]
 
@@ -143,7 +144,7 @@ def _looks_like_call(value: Any) -> bool:
 def _call(values: Mapping[str, Any], tool: Any) -> Call:
     arguments = values["arguments"] if "arguments" in values else values["parameters"]
     if isinstance(arguments, str):
-        arguments = json.loads(arguments)
+        arguments = json_value(arguments)
     if not isinstance(tool, str) or not isinstance(arguments, dict):
         raise TypeError("not a call")
     return Call(tool, arguments)
@@ -257,7 +258,7 @@ def read_json(text: str) -> ModelTurn:
         MalformedError: it was cut, or has another form.
     """
     try:
-        step = json.loads(text)["step"]
+        step = json_value(text)["step"]
         return str(step["answer"]) if "answer" in step else (_call(step, step["tool"]),)
     except ValueError as error:
         raise MalformedError(f"that is not whole JSON: {error}") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 from rung.errors import DataError
 from rung.models.messages import call_id, tagged_call
+from rung.yamlfile import json_value
 
 # The names of roles in the formats of OpenAI, ShareGPT, LLaMA-Factory and Llama.
 ROLES = {
@@ -96,7 +97,7 @@ def is_chat(value: Any) -> bool:
         return True
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            value = json.loads(value)
+            value = json_value(value)
         except ValueError:
             return False
     if isinstance(value, Mapping):
@@ -152,7 +153,7 @@ def _parsed(text: str, where: str) -> Any:
         parts = _HH.split(text)[1:]
         return [{"role": role.lower(), "content": part} for role, part in zip(parts[::2], parts[1::2], strict=True)]
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise DataError("bad-row", f"{where} is neither a list of messages nor its JSON: {error}", hint=HINT) from None
 
@@ -239,7 +240,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     name, arguments = given.get("name"), given.get("arguments", given.get("parameters"))
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
+            arguments = json_value(arguments or "{}")
         except ValueError:
             arguments = arguments or {}
     if not isinstance(name, str) or not isinstance(arguments if arguments is not None else {}, Mapping):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from rung.data.rows import Record
 from rung.data.sources import COMPRESSED, FileFormat, read_rows
 from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
+from rung.yamlfile import json_value
 
 Holds = Literal[
     "nothing", "unreadable", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat",
@@ -234,7 +234,7 @@ def _structure(cell: Any) -> str:
     """Say whether a cell is a record or a list of them (`records`), or a list of values (`list`); else empty."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
-            cell = json.loads(cell)
+            cell = json_value(cell)
         except ValueError:
             return "list" if cell_labels(cell, ";") else ""
     if isinstance(cell, Mapping):

@@ -18,6 +18,7 @@ from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
 from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
+from rung.yamlfile import json_value
 
 NOT_APPROVED = "not approved"
 
@@ -263,7 +264,7 @@ def _weight(record: Record, name: str) -> float:
 def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
     """Read the answer's spans: a list of {document, start, end}, or its JSON text; None if the cell is empty."""
     try:
-        values = json.loads(value) if isinstance(value, str) and value.strip() else value or None
+        values = json_value(value) if isinstance(value, str) and value.strip() else value or None
         if value == []:
             values = []
         spans = None if values is None else tuple(Span(v["document"], v["start"], v["end"]) for v in values)
@@ -359,7 +360,7 @@ def cell_labels(value: Any, separator: str) -> list[str] | None:
 def _literal(text: str) -> Any:
     """Read the JSON or Python text of a list; None if it is neither."""
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError:
         pass
     try:
@@ -370,7 +371,7 @@ def _literal(text: str) -> Any:
 
 def _from_json(text: str, record: Record, what: str, hint: str) -> Any:
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise DataError("bad-json", f"{record.source}: {what} is not valid JSON: {error}", hint=hint) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS
 from rung.data.quality import determines
 from rung.data.sources import READERS, FileFormat, detected, is_hub, kind_of, read_rows
 from rung.errors import ConfigError, DataError, suggest
+from rung.yamlfile import json_value
 
 # Usual names of columns, the most usual first.
 LABEL_NAMES = (
@@ -411,7 +411,7 @@ def _pairs(table: Table) -> Guess | None:
 def _turns(cell: Any) -> list[Any]:
     if isinstance(cell, str):
         try:
-            cell = json.loads(cell)
+            cell = json_value(cell)
         except ValueError:
             return [cell, cell] if is_chat(cell) else [cell]  # a text with `Human:` and `Assistant:`
     if isinstance(cell, Mapping):
@@ -539,7 +539,7 @@ def _schema(guess: Guess) -> dict[str, Any]:
         value = cell
         if isinstance(cell, str) and cell.strip():
             try:
-                value = json.loads(cell)
+                value = json_value(cell)
             except ValueError:
                 continue  # `rung check` names the row
         if not is_empty(value):

@@ -33,6 +33,7 @@ from rung.data.frames import (
 )
 from rung.data.rows import Record
 from rung.errors import ConfigError, DataError, Location, needed_by
+from rung.yamlfile import json_value
 
 Quoting = Literal["auto", "double", "backslash", "none"]
 HUB = "hf:"
@@ -507,7 +508,7 @@ def _jsonl(path: Path, how: FileFormat) -> Iterator[Record]:
 def _parsed(text: str, path: Path, line: int) -> Any:
     """Parse JSON text that begins in `line`."""
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json_value(text, _unique)
         if "\\ud" in text.lower():  # half of a surrogate pair parses, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -518,9 +519,10 @@ def _parsed(text: str, path: Path, line: int) -> Any:
     except KeyError as error:
         problem = f"an object has the key {error.args[0]!r} twice"
         raise DataError("bad-json", problem, where=Location(str(path), line), hint="remove or rename one") from None
-    except (UnicodeEncodeError, RecursionError, ValueError) as error:
-        reasons = {RecursionError: "nested too deeply", UnicodeEncodeError: "half of a surrogate pair (\\ud800...)"}
-        problem = reasons.get(type(error), "a number has too many digits")
+    except ValueError as error:
+        problem = "half of a surrogate pair (\\ud800...)" if isinstance(error, UnicodeEncodeError) else str(error)
+        if "digits" in problem:
+            problem = "a number has too many digits"
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
     return value
 

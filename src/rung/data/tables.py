@@ -19,6 +19,7 @@ from typing import Any
 from rung.data.cells import json_text
 from rung.errors import DataError, needed_by
 from rung.models.files import replacing
+from rung.yamlfile import json_value
 
 TABLES = (".csv", ".parquet", ".xlsx")
 BATCH = 1000  # rows written to Parquet together
@@ -99,7 +100,7 @@ def _field(key: str, name: Callable[[str], str]) -> str:
 def _record(text: str) -> dict[str, Any] | None:
     """Parse a record; None for an answer that is incomplete or not an object, which goes to `output`."""
     try:
-        value = json.loads(text)
+        value = json_value(text)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

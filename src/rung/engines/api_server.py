@@ -21,6 +21,7 @@ from rung.errors import ConfigError, EngineError
 from rung.models.bounded import found
 from rung.models.messages import tagged_call, thinking_of
 from rung.models.thinking import THOUGHT_KEYS
+from rung.yamlfile import json_value
 
 T = TypeVar("T")
 ServerKind = Literal["llama.cpp", "vllm", "other"]
@@ -345,7 +346,7 @@ def answer_of(message: Mapping[str, Any]) -> str:
 
 def _arguments(given: Any) -> Any:
     try:
-        return json.loads(given or "{}")
+        return json_value(given or "{}")
     except (TypeError, ValueError):
         return given
 
@@ -389,7 +390,7 @@ def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> 
 
 def _schema(constraint: Constraint) -> Mapping[str, Any]:
     try:
-        schema = json.loads(str(constraint.value))
+        schema = json_value(str(constraint.value))
     except ValueError as broken:
         raise ConfigError("bad-constraint", f"the JSON Schema is not JSON: {broken}", hint="correct it") from broken
     if not isinstance(schema, dict):
@@ -426,9 +427,9 @@ def constrained_answer(
     answer: object = text
     try:
         if constraint.kind == "json_schema":
-            problem = schema_problem(json.loads(text), str(constraint.value))
+            problem = schema_problem(json_value(text), str(constraint.value))
         else:
-            answer = json.loads(text)[FIELD] if wraps(constraint, style) else text
+            answer = json_value(text)[FIELD] if wraps(constraint, style) else text
             if constraint.kind == "choices":
                 matches = answer in constraint.value
             else:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from rung.engines.base import Constraint
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.models.bounded import found
+from rung.yamlfile import json_value
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
@@ -233,7 +234,7 @@ def _validator(schema: str) -> Any:
     from referencing import Registry
 
     try:
-        definition = json.loads(schema)
+        definition = json_value(schema)
         kind = validator_for(definition, default=Draft202012Validator)
         kind.check_schema(definition)
     except (ValueError, SchemaError) as error:

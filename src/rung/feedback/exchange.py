@@ -29,6 +29,7 @@ from rung.feedback.records import Interaction, ReviewCase, Side, SplitRule
 from rung.feedback.store import FeedbackStore
 from rung.prompts.prompt import substitute
 from rung.task import Task
+from rung.yamlfile import json_value
 
 CaseFormat = Literal["chat", "completion", "preference", "csv", "jsonl"]
 COLUMNS = ("prompt template", "input", "actual response", "expected response")
@@ -197,7 +198,7 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
         inputs = {task.inputs[0]: cell}  # the cell of a task with one column is plain text, else JSON
         if len(task.inputs) > 1 or task.output.kind == "chat":
             try:
-                inputs = json.loads(cell)
+                inputs = json_value(cell)
             except ValueError as error:
                 hint = f"a task with several inputs needs an object with {', '.join(map(repr, task.inputs))}"
                 problem = f"{record.source}: the input is not valid JSON: {error}"

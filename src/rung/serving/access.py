@@ -25,6 +25,7 @@ from rung.errors import ConfigError
 from rung.machine import only_ours
 from rung.models.files import locked, write_atomically
 from rung.serving.limits import Refused
+from rung.yamlfile import json_value
 
 # ---- API keys: JSON lines with the fields of `ApiKey`, in a file that only its owner reads.
 # A key is 256 random bits, so nobody can find it from its plain hash.
@@ -57,7 +58,7 @@ def read_keys(file: Path) -> list[ApiKey]:
     keys = []
     for number, line in enumerate(lines, start=1):
         try:
-            keys.append(ApiKey(**json.loads(line)))
+            keys.append(ApiKey(**json_value(line)))
         except (TypeError, ValueError) as error:
             hint = "remove the line and create a new key"
             raise ConfigError("unreadable-file", f"{file}:{number} is not a key: {error}", hint=hint) from error

@@ -48,6 +48,7 @@ from rung.prompts.overflow import Rendered
 from rung.serving.conversations import closed, parameters_of
 from rung.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, SamplingRequest, ToolCall, ToolChoice
 from rung.serving.served import ServedArtifact, ServedModel, example, scheduled
+from rung.yamlfile import json_value
 
 DEFAULT_TOKENS = 1024  # limit of an answer where the request has none and the context has room
 
@@ -253,7 +254,7 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
     if len(columns) == 1:
         return {columns[0]: text}
     try:
-        values = json.loads(text)
+        values = json_value(text)
     except ValueError:
         values = None
     if not isinstance(values, dict):
@@ -383,7 +384,7 @@ def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], support: Templ
 
 def _arguments(call: ToolCall) -> Any:
     try:
-        return json.loads(call.function.arguments or "{}")
+        return json_value(call.function.arguments or "{}")
     except ValueError:
         return call.function.arguments  # the client's own text
 
@@ -407,7 +408,7 @@ def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dic
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(json_value(text), dict)
     except (ValueError, RecursionError):
         return False
 
