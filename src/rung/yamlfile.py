@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from rung.errors import ConfigError, Location, RungError
+from rung.errors import ConfigError, DataError, Location, RungError
 
 MAX_BYTES = 256 * 2**20  # the largest files are tokenizers and reports
+MAX_RATIO = 200  # of the bytes of a compressed file, above MAX_BYTES; tables have 5 to 30
 MAX_DEPTH = 100  # levels; a report has about 10
 
 Damaged = Callable[[str], RungError]  # makes the error from what is wrong: `is not JSON: ...`
@@ -122,6 +124,36 @@ def sealed_lines(data: bytes, file: Path) -> Iterator[dict[str, Any]]:
 
 def _seal(body: bytes) -> str:
     return f'"sha256": "{hashlib.sha256(body).hexdigest()}"'
+
+
+class UnpackedFile(io.RawIOBase):
+    """What a compressed file holds, within bounds: 3 MB of a hostile one unpack to 3 GB.
+
+    Reading more raises DataError `unreadable-file`.
+    """
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._left = max(MAX_BYTES, MAX_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes."""
+        data = self._stream.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            problem = f"{self._path} unpacks to more than {MAX_RATIO} times its size"
+            raise DataError("unreadable-file", problem, hint="unpack it yourself, if that is right")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the compressed file."""
+        self._stream.close()
+        super().close()
 
 
 Path_ = tuple[str | int, ...]

@@ -1,6 +1,9 @@
 """Hostile and damaged files: each payload ends in one error that names the place, and leaves no canary."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rung import yamlfile
 from rung.agents.calls import MalformedError, read_json
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import write_manifest
@@ -251,6 +255,19 @@ def test_deep_json_in_texts_is_no_traceback(tmp_path, levels):
     (tmp_path / "a.jsonl").write_text(f'{{"text": {deep}}}\n')
     refused("bad-json", lambda: list(read_rows(tmp_path / "a.jsonl")), "a.jsonl:1")
     assert look_at("a", [deep] * 30)
+
+
+@pytest.mark.parametrize("pack", [gzip, bz2, lzma])
+def test_compressed_rows_are_bounded(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(yamlfile, "MAX_BYTES", 1_000_000)
+    suffix = {gzip: "gz", bz2: "bz2", lzma: "xz"}[pack]
+    for name, size in (("good", 900_000), ("bomb", 3_000_000)):
+        with pack.open(tmp_path / f"{name}.csv.{suffix}", "wb") as file:
+            file.write(b"text\n" + b"a" * size)
+    assert len(next(read_rows(tmp_path / f"good.csv.{suffix}")).values["text"]) == 900_000
+    refused(
+        "unreadable-file", lambda: list(read_rows(tmp_path / f"bomb.csv.{suffix}")), "bomb.csv", "200 times its size"
+    )
 
 
 # ---- artifacts

@@ -33,7 +33,7 @@ from rung.data.frames import (
 )
 from rung.data.rows import Record
 from rung.errors import ConfigError, DataError, Location, needed_by
-from rung.yamlfile import json_value
+from rung.yamlfile import UnpackedFile, json_value
 
 Quoting = Literal["auto", "double", "backslash", "none"]
 HUB = "hf:"
@@ -196,17 +196,15 @@ def open_bytes(path: Path) -> Any:
     """
     suffix = path.suffix.lower()
     try:
-        if suffix == ".gz":
-            return gzip.open(path)
-        if suffix == ".bz2":
-            return bz2.open(path)
-        if suffix == ".xz":
-            return lzma.open(path)
         if suffix == ".zst":
             with needed_by("a .zst file"):
                 import pyarrow
-            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
-        return path.open("rb")
+            packed: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        elif suffix in COMPRESSED:
+            packed = (gzip if suffix == ".gz" else bz2 if suffix == ".bz2" else lzma).open(path)
+        else:
+            return path.open("rb")
+        return io.BufferedReader(UnpackedFile(packed, path))
     except OSError as error:
         raise _unreadable(path, error) from error
 
