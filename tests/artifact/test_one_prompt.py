@@ -20,8 +20,8 @@ from datasets import Dataset
 
 from rung.artifact.artifact import Artifact
 from rung.data.cells import plain
-from rung.data.examples import read_row
-from rung.data.sources import given_records, read_rows
+from rung.data.examples import given_records, read_row
+from rung.data.sources import read_rows
 from rung.engines.local import LocalModel
 from rung.models.reference import resolve
 from rung.serving.requests import checked_row

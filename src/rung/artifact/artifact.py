@@ -36,11 +36,10 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
-from rung.data.examples import read_row, whole_rows
+from rung.data.examples import given_records, read_row, whole_rows
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
 from rung.data.sections import McpServer
-from rung.data.sources import given_records
 from rung.data.spec import POLICIES, Output, Overflow
 from rung.data.texts import number_pattern, spread
 from rung.engines.api_server import scores_labels

@@ -24,9 +24,9 @@ from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.data.cells import CellError, json_text
-from rung.data.examples import column, read_inputs, read_row, whole_rows
+from rung.data.examples import column, given_records, read_inputs, read_row, whole_rows
 from rung.data.rows import Record
-from rung.data.sources import FileFormat, detected, given_records, read_rows
+from rung.data.sources import FileFormat, detected, read_rows
 from rung.errors import ConfigError, DataError, suggest
 from rung.machine import lock_file
 from rung.models.files import write_atomically, writing

@@ -42,6 +42,23 @@ _WITH_UNIT = re.compile(  # currencies, percent and units of up to three letters
 )
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uuid|guid|uid|index|idx|key|row|rowid|hash)$|^(unnamed.*|)$|[a-z]I[dD]$")
 
+# Usual names of columns, the most usual first.
+LABEL_NAMES = (
+    "label", "labels", "class", "category", "categories", "intent", "sentiment", "target", "queue", "tag", "tags",
+    "topic", "topics", "genre", "genres", "team", "department", "emotion", "stance", "verdict", "type", "gold",
+    "label_text", "classes", "y", "kategorie", "klasse", "etiqueta", "categoria", "catégorie",
+)  # fmt: skip
+TEXT_NAMES = (
+    "answer", "answers", "response", "completion", "output", "outputs", "summary", "highlights", "sql", "translation",
+    "reply", "solution", "record", "fields", "entities", "spans", "annotations", "antwort", "respuesta", "réponse",
+)  # fmt: skip
+PROMPT_NAMES = (
+    "instruction", "prompt", "question", "input", "query", "context", "text", "document", "article", "source",
+    "passage", "sentence", "message", "frage", "pregunta", "system",
+)  # fmt: skip
+OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
+CHOICES = ("choices", "options", "candidates")  # lists, of which the answer is one
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from math import isclose, isfinite
+from pathlib import Path
 from typing import Any
 
 from rung.data.cells import CellError, plain, text_of
 from rung.data.chat import Conversation, answer_text, answer_turns, read_conversation
+from rung.data.frames import MemoryRows, is_table
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, SHOWN, Example, Record, Span, SplitReport, example_id
+from rung.data.sources import read_rows
 from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
 from rung.data.texts import number_text, read_number
@@ -69,6 +72,30 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
             problem.message += f" ({len(others):,} more {rows_too} wrong values: {shown}{more})"
         raise problem
     return rows, places
+
+
+def given_records(rows: Any, columns: Sequence[str], kind: str) -> Iterator[Record]:
+    """Yield the rows to answer: a file, rows in memory, or texts for a task with one input.
+
+    Raises:
+        DataError: `bad-row`, with the number of what is no row.
+    """
+    if isinstance(rows, Path):
+        return read_rows(rows)
+    if isinstance(rows, str):
+        rows = [rows]
+    if not is_table(rows) and isinstance(rows, Iterable) and not isinstance(rows, Mapping):
+        rows = [_text_row(row, number, columns, kind) for number, row in enumerate(rows, start=1)]
+    return MemoryRows.of(rows).records()
+
+
+def _text_row(row: Any, number: int, columns: Sequence[str], kind: str) -> Any:
+    if not isinstance(row, str):
+        return row
+    if len(columns) > 1:
+        hint = 'give mappings: {"' + columns[0] + '": ...}'
+        raise DataError("bad-row", f"row {number} is a text, but the task reads {', '.join(columns)}", hint=hint)
+    return {columns[0]: [{"role": "user", "content": row}] if kind == "chat" else row}
 
 
 WAITING = 1000  # rows to look at for a column that the first ones lack

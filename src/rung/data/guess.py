@@ -14,7 +14,12 @@ from typing import Any, cast, get_args
 from rung.data.cells import plain, text_of
 from rung.data.chat import ROLES, is_chat
 from rung.data.columns import (
+    CHOICES,
     HEAD,
+    LABEL_NAMES,
+    OTHER_ANSWERS,
+    PROMPT_NAMES,
+    TEXT_NAMES,
     Column,
     Table,
     as_number,
@@ -32,22 +37,6 @@ from rung.data.sources import READERS, FileFormat, detected, is_hub, kind_of, re
 from rung.errors import ConfigError, DataError, suggest
 from rung.yamlfile import json_value
 
-# Usual names of columns, the most usual first.
-LABEL_NAMES = (
-    "label", "labels", "class", "category", "categories", "intent", "sentiment", "target", "queue", "tag", "tags",
-    "topic", "topics", "genre", "genres", "team", "department", "emotion", "stance", "verdict", "type", "gold",
-    "label_text", "classes", "y", "kategorie", "klasse", "etiqueta", "categoria", "catégorie",
-)  # fmt: skip
-TEXT_NAMES = (
-    "answer", "answers", "response", "completion", "output", "outputs", "summary", "highlights", "sql", "translation",
-    "reply", "solution", "record", "fields", "entities", "spans", "annotations", "antwort", "respuesta", "réponse",
-)  # fmt: skip
-PROMPT_NAMES = (
-    "instruction", "prompt", "question", "input", "query", "context", "text", "document", "article", "source",
-    "passage", "sentence", "message", "frage", "pregunta", "system",
-)  # fmt: skip
-OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
-CHOICES = ("choices", "options", "candidates")  # lists, of which the answer is one
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (  # read as a corpus
     ".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm", ".pptx", ".pptm", ".epub",

@@ -15,7 +15,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,6 @@ from rung.data.frames import (
     arrow_records,
     header_names,
     hub_records,
-    is_table,
     parquet_records,
     sheet_of,
     sheet_records,
@@ -146,30 +145,6 @@ def opened(source: str | MemoryRows, folder: Path, how: FileFormat) -> tuple[Ite
     path = folder / Path(source).expanduser()
     found = detected(path, how)
     return read_rows(path, found), found.describe()
-
-
-def given_records(rows: Any, columns: Sequence[str], kind: str) -> Iterator[Record]:
-    """Yield the rows to answer: a file, rows in memory, or texts for a task with one input.
-
-    Raises:
-        DataError: `bad-row`, with the number of what is no row.
-    """
-    if isinstance(rows, Path):
-        return read_rows(rows)
-    if isinstance(rows, str):
-        rows = [rows]
-    if not is_table(rows) and isinstance(rows, Iterable) and not isinstance(rows, Mapping):
-        rows = [_text_row(row, number, columns, kind) for number, row in enumerate(rows, start=1)]
-    return MemoryRows.of(rows).records()
-
-
-def _text_row(row: Any, number: int, columns: Sequence[str], kind: str) -> Any:
-    if not isinstance(row, str):
-        return row
-    if len(columns) > 1:
-        hint = 'give mappings: {"' + columns[0] + '": ...}'
-        raise DataError("bad-row", f"row {number} is a text, but the task reads {', '.join(columns)}", hint=hint)
-    return {columns[0]: [{"role": "user", "content": row}] if kind == "chat" else row}
 
 
 def _reader(path: Path) -> Callable[[Path, FileFormat], Iterator[Record]]:
