@@ -598,6 +598,27 @@ def test_a_model_that_a_task_names_writes_from_the_documents(house: Path) -> Non
     assert "rung climb TASK" in error.hint
 
 
+def test_a_table_beside_a_readme_is_the_task() -> None:
+    Path("data").mkdir()
+    lines("data/rows.jsonl", *[{"text": f"a b {i}", "label": "ab"[i % 2]} for i in range(60)], count=60)
+    Path("data/README.md").write_text("# About these rows")
+    assert task_of("data")[0].output.kind == "category"
+
+
+def test_a_label_alone_in_a_record_is_the_answer() -> None:
+    rows = [{"data": {"text": f"a b c {i}"}, "annotation": {"label": "ab"[i % 2]}} for i in range(60)]
+    task, _ = task_of(lines("nested.jsonl", *rows, count=60))
+    assert (task.inputs, task.output.column, task.output.kind) == (["data.text"], "annotation.label", "category")
+
+
+@pytest.mark.parametrize("mark", [":", "^", "~", "\x01"])
+def test_a_separator_that_is_not_recognized_is_named(mark: str) -> None:
+    Path("t.csv").write_text(f"text{mark}label\n" + "".join(f"a b {i}{mark}{'xy'[i % 2]}\n" for i in range(60)))
+    error = run("init", "t.csv").exception
+    assert (error.code, error.hint) == ("bad-csv", f"name the separator: --separator '{mark}'")
+    assert task_of("t.csv", "--separator", mark)[0].output.kind == "category"
+
+
 def test_a_folder_of_several_tables_asks_for_one() -> None:
     Path("d").mkdir()
     for name in ("a", "b"):

@@ -132,6 +132,8 @@ def test_a_dict_of_columns_is_rows_and_another_dict_is_refused() -> None:
     task = Task(**fields, data={"train": {"text": ["a", "b"] * 30, "label": ["x", "y"] * 30}})
     rows = Task(**fields, data={"train": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}] * 30})
     assert task.data.train.sha256 == rows.data.train.sha256
+    whole = Task(**fields, data={"text": ["a", "b"] * 30, "label": ["x", "y"] * 30})
+    assert whole.data.train.sha256 == rows.data.train.sha256
     with pytest.raises(RungError, match="these are no rows, but one mapping"):
         Task(**fields, data={"train": {"text": ["a", "b"], "label": ["x"]}})
 

@@ -18,7 +18,8 @@ from rung.data.chat import is_chat
 from rung.data.examples import cell_labels
 from rung.data.examples import column as read_column
 from rung.data.rows import Record
-from rung.data.sources import COMPRESSED, FileFormat, read_rows
+from rung.data.sources import COMPRESSED, FileFormat, kind_of, read_rows
+from rung.data.sources import SEPARATORS as SEPARATED
 from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
 from rung.yamlfile import json_value
@@ -281,6 +282,9 @@ class Table:
             problem = f"{file} has no rows, only a header"
             raise DataError("too-few-rows", problem, hint="add rows with inputs and expected answers")
         names = list(dict.fromkeys(name for row in self.rows for name in row))
+        if len(names) == 1 and kind_of(file) in SEPARATED and (mark := _mark(names[0], self.cells(names[0]))):
+            problem = f"{file} has one column, {names[0]!r}: {mark!r} may separate its fields"
+            raise DataError("bad-csv", problem, hint=f"name the separator: --separator '{mark}'")
         self.columns = {name: look_at(name, self.cells(name)) for name in names}
         for name, column in self.columns.items():
             for row in self.rows if column.problem else ():
@@ -314,6 +318,24 @@ class Table:
             if column.holds in ("json", "constant") and isinstance(first, dict):
                 fields |= {f"{name}.{key}": look_at(f"{name}.{key}", self.cells(f"{name}.{key}")) for key in first}
         return fields
+
+    def label_inside(self) -> Column | None:
+        """The only field of a column of records, if it has the usual name of a label and holds labels."""
+        inside = self.inside()
+        beside = Counter(name.rpartition(".")[0] for name in inside)
+        for name, column in inside.items():
+            home, _, own = name.rpartition(".")
+            if beside[home] == 1 and own.lower() in LABEL_NAMES and column.holds in ("category", "multilabel"):
+                return column
+        return None
+
+
+def _mark(name: str, cells: Sequence[Any]) -> str:
+    """A sign that parts the only name of a header, and every cell, into as many fields; empty if there is none."""
+    for mark in dict.fromkeys(sign for sign in name if not sign.isalnum() and sign not in "\"'_-. ()"):
+        if all(str(cell).count(mark) == name.count(mark) for cell in cells):
+            return mark
+    return ""
 
 
 def _sampled(records: Iterator[Record]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ from rung.data.sources import READERS, FileFormat, detected, is_hub, kind_of, re
 from rung.errors import ConfigError, DataError, suggest
 from rung.yamlfile import json_value
 
+ABOUT = re.compile(r"(^|[\W_])(readme|licen[cs]e|changelog|citation|notice)(?![a-z])", re.IGNORECASE)  # files on data
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (  # read as a corpus
     ".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm", ".pptx", ".pptm", ".epub",
@@ -251,6 +252,8 @@ def _answer(table: Table, output: str | None) -> tuple[Column, dict[str, Any]]:
         name = label or written
     elif len(flags) >= 3 and any(column.holds == "text" for column in columns.values()):
         return Column(",".join(flags), "multilabel", len(flags)), {"columns": flags}
+    elif found := table.label_inside():
+        return found, {"column": found.name}
     else:
         labels = [n for n, column in columns.items() if column.holds in ("category", "multilabel", "json")]
         texts = [n for n, column in columns.items() if column.holds in ("text", "numbers")]
@@ -550,7 +553,8 @@ def _table_in(folder: Path) -> Path | None:
     train = [path for path in tables if name_parts(path)[0].lower() in ("train", "training")]
     if train:
         return train[0]
-    if any(documents_in(folder)):
+    documents = list(documents_in(folder))
+    if any(ABOUT.search(path.name) is None for path in documents) or (documents and not tables):
         return None
     if len(tables) == 1:
         return tables[0]
@@ -569,8 +573,9 @@ def documents_in(folder: Path) -> Iterator[Path]:
 def documents_guess(folder: Path) -> Guess:
     """A task that answers questions from the documents of a folder, without rows."""
     count = sum(1 for _ in documents_in(folder))
+    documents = "1 document" if count == 1 else f"{count:,} documents"
     return Guess(
-        _name(folder), "text", ("question",), {"column": "answer"}, f"{folder} holds {count:,} documents",
+        _name(folder), "text", ("question",), {"column": "answer"}, f"{folder} holds {documents}",
         corpus=folder, instruction="Answer the question from the documents.",
     )  # fmt: skip
 

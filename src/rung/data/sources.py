@@ -43,6 +43,14 @@ HOW = {
     **dict.fromkeys((".jsonl", ".ndjson"), 'write one JSON object per line, such as {"text": "...", "label": "..."}'),
     ".json": 'write a list of objects, such as [{"text": "...", "label": "..."}]',
 }
+# What to do with files of kinds that are not read.
+OTHERWISE = {
+    ".xls": "save it as .xlsx", ".ods": "save it as .xlsx", ".zip": "unpack it first",
+    **dict.fromkeys(
+        (".conll", ".conllu", ".iob", ".bio"),
+        'write a JSON object for each sentence: {"text": "Ann of Kiel", "entities": [{"text": "Ann", "type": "PER"}]}',
+    ),
+}  # fmt: skip
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a damaged compressed file raises
 MAX_CELL = 10_000_000  # characters in one CSV field; the library's default of 131,072 is too small for long documents
@@ -150,7 +158,7 @@ def opened(source: str | MemoryRows, folder: Path, how: FileFormat) -> tuple[Ite
 def _reader(path: Path) -> Callable[[Path, FileFormat], Iterator[Record]]:
     kind = kind_of(path)
     if kind not in READERS:
-        hint = {".xls": "save it as .xlsx", ".ods": "save it as .xlsx", ".zip": "unpack it first"}.get(kind, "")
+        hint = OTHERWISE.get(kind, "")
         problem = f"{path}: files of kind {kind or '(none)'} are not read"
         hint = hint or f"use one of {', '.join(READERS)}, also with {', '.join(COMPRESSED)}"
         raise DataError("unreadable-file", problem, hint=hint)
@@ -526,9 +534,11 @@ def _json(path: Path, how: FileFormat) -> Iterator[Record]:
         hint = "or use JSON lines (.jsonl)"
         if isinstance(value, dict) and value:
             lists = [name for name, inner in value.items() if isinstance(inner, list)]
-            hint = f"this one is an object with the keys {', '.join(map(repr, islice(value, 10)))}; " + (
-                f"write the list under {lists[0]!r} into a file of its own, its items as objects" if lists else hint
-            )
+            if lists and any(isinstance(item, dict) for item in value[lists[0]]):
+                hint = f"write the list under {lists[0]!r} into a file of its own"
+            elif lists or all(isinstance(inner, dict) for inner in value.values()):
+                hint = 'write an object for each row, as pandas does with to_json(orient="records")'
+            hint = f"this one is an object with the keys {', '.join(map(repr, islice(value, 10)))}; {hint}"
         raise DataError("bad-json", f"{path}: a JSON file of rows is a list of objects", hint=hint)
     # The text is a valid list: decode it again item by item to find the line of each.
     decoder = json.JSONDecoder()

@@ -182,6 +182,13 @@ class Split(Section):
         return self
 
 
+def _has_columns(values: Mapping[Any, Any]) -> bool:
+    """Whether what is given as the section `data` holds columns of equal length, not keys of the section."""
+    columns = list(values.values())
+    equal = len(columns) > 1 and all(isinstance(each, list) and len(each) == len(columns[0]) for each in columns)
+    return equal and not {"train", "validation", "test"} & values.keys()
+
+
 class DataSource(Section):
     """Where the rows are."""
 
@@ -225,7 +232,7 @@ class DataSource(Section):
     @classmethod
     def _in_memory(cls, values: Any) -> Any:
         """Take rows in memory, and paths, in place of file names: of all splits, or as `data` itself."""
-        values = dict(values) if isinstance(values, Mapping) else {"train": values}
+        values = dict(values) if isinstance(values, Mapping) and not _has_columns(values) else {"train": values}
         for name in ("train", "validation", "test"):
             if name in values:
                 values[name] = _row_source(values[name], name)
