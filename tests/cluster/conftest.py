@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from crews import report_of, run
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import LabelScoring
 from rung.artifact.parts import Signature
@@ -30,3 +31,17 @@ def letters_folder(tiny_tokenizer, tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def letters(letters_folder) -> Artifact:
     return Artifact.load(letters_folder)
+
+
+@pytest.fixture(scope="session")
+def free_task_file(small_task_file, tiny_folder, tmp_path_factory) -> Path:
+    """The small task on a random model, with a free machine, so that no decision depends on measured times."""
+    file = small_task_file.with_name("free.yaml")
+    text = small_task_file.read_text() + f"model: {tiny_folder}\nmachine: {{price_per_hour: 0}}\n"
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="session")
+def alone(free_task_file, tmp_path_factory):
+    return report_of(run(free_task_file, tmp_path_factory.mktemp("alone")))

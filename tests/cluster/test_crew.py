@@ -13,65 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from rung.climbing.options import ClimbOptions
-from rung.climbing.run import climb
-from rung.cluster.crew import ClimbCrew
+from crews import RUNGS, report_of, run, without_times
 from rung.cluster.processes import Inline, Processes
 from rung.errors import MachineError
-from rung.task import Task
-
-RUNGS = ("majority", "nearest-row", "tfidf-head", "calibrate")
-TIMES = re.compile(r"seconds|created|^price_|^cost$|^lifetime|^money$|^artifact$|^tokens_per_second$")
 
 
 @pytest.fixture(scope="module")
-def task_file(small_task_file, tiny_folder, tmp_path_factory) -> Path:
-    """The small task on a random model, with a free machine, so that no decision depends on measured times."""
-    file = small_task_file.with_name("free.yaml")
-    text = small_task_file.read_text() + f"model: {tiny_folder}\nmachine: {{price_per_hour: 0}}\n"
-    file.write_text(text)
-    return file
-
-
-@pytest.fixture(scope="module")
-def folds_file(task_file) -> Path:
+def folds_file(free_task_file) -> Path:
     """The same with few rows, which are answered out of fold."""
-    file = task_file.with_name("folds.yaml")
-    text = re.sub("data: .*", "data: {train: train.csv}", task_file.read_text())
+    file = free_task_file.with_name("folds.yaml")
+    text = re.sub("data: .*", "data: {train: train.csv}", free_task_file.read_text())
     file.write_text(text)
     return file
 
 
-def run(file, out, executor=None, resume=False, rungs=RUNGS):
-    def crew(task, data, store, seed):
-        return ClimbCrew(executor, task, data, store, seed)
-
-    options = ClimbOptions(rungs=rungs, out=out, resume=resume, crew=None if executor is None else crew)
-    return climb(Task.load(file), options=options)
-
-
-def without_times(report: object) -> object:
-    """The report without what depends on the speed of the machine and on where it is."""
-    if isinstance(report, dict):
-        return {key: without_times(value) for key, value in report.items() if not TIMES.search(key)}
-    if isinstance(report, list):
-        return [without_times(value) for value in report]
-    return report
-
-
-def report_of(climbed) -> str:
-    climbed.result.write(climbed.folder)
-    report = json.loads((climbed.folder / "report.json").read_text())
-    return json.dumps(without_times(report), indent=1)
-
-
-@pytest.fixture(scope="module")
-def alone(task_file, tmp_path_factory):
-    return report_of(run(task_file, tmp_path_factory.mktemp("alone")))
-
-
-def test_two_workers_end_with_the_report_of_one_process(task_file, alone, tmp_path):
-    climbed = run(task_file, tmp_path, Processes(2))
+def test_two_workers_end_with_the_report_of_one_process(free_task_file, alone, tmp_path):
+    climbed = run(free_task_file, tmp_path, Processes(2))
     assert report_of(climbed) == alone
     assert not (climbed.folder / "jobs").exists()
     assert climbed.recommended.predict([{"text": "I lost my card"}])[0].text
@@ -100,15 +57,15 @@ class Records(Inline):
         return 4
 
 
-def test_what_is_done_ahead_changes_nothing_and_nothing_is_done_twice(task_file, alone, tmp_path):
+def test_what_is_done_ahead_changes_nothing_and_nothing_is_done_twice(free_task_file, alone, tmp_path):
     executor = Records()
-    assert report_of(run(task_file, tmp_path, executor)) == alone
+    assert report_of(run(free_task_file, tmp_path, executor)) == alone
     fits = [kind for kind in executor.kinds if kind.startswith("fit")]
     assert sorted(set(fits)) == sorted(fits)
     assert {"fit majority", "fit nearest-row", "fit tfidf-head", "fit calibrate"} <= set(fits)
 
 
-def test_a_resumed_climb_asks_only_for_what_no_worker_has_finished(task_file, alone, tmp_path):
+def test_a_resumed_climb_asks_only_for_what_no_worker_has_finished(free_task_file, alone, tmp_path):
     class Lost(Records):
         """The driver ends at its twelfth job."""
 
@@ -119,16 +76,16 @@ def test_a_resumed_climb_asks_only_for_what_no_worker_has_finished(task_file, al
 
     first, second = Lost(), Records()
     with pytest.raises(KeyboardInterrupt):
-        run(task_file, tmp_path, first)
+        run(free_task_file, tmp_path, first)
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.glob("jobs/*/manifest.json"))) == 12
-    climbed = run(task_file, tmp_path, second, resume=True)
+    climbed = run(free_task_file, tmp_path, second, resume=True)
     assert climbed.folder == folder
     assert report_of(climbed) == alone
     assert {kind for kind in first.kinds if kind.startswith("fit")}.isdisjoint(second.kinds)
 
 
-def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(task_file, tmp_path):
+def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(free_task_file, tmp_path):
     class Breaks(Records):
         def submit(self, uri, resources):
             file = Path(uri)
@@ -138,7 +95,7 @@ def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(tas
             super().submit(uri, resources)
 
     executor = Breaks()
-    result = run(task_file, tmp_path, executor).result
+    result = run(free_task_file, tmp_path, executor).result
     failed = next(rung for rung in result.rungs if rung.name == "tfidf-head")
     assert failed.status == "failed"
     assert "IndexError" in failed.reason
@@ -146,7 +103,7 @@ def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(tas
     assert {rung.status for rung in result.rungs if rung.name == "nearest-row"} <= {"confirmed", "beaten"}
 
 
-def test_workers_whose_files_differ_end_the_climb(task_file, tmp_path):
+def test_workers_whose_files_differ_end_the_climb(free_task_file, tmp_path):
     class Other(Records):
         def submit(self, uri, resources):
             file = Path(uri)
@@ -154,26 +111,26 @@ def test_workers_whose_files_differ_end_the_climb(task_file, tmp_path):
             super().submit(uri, resources)
 
     with pytest.raises(MachineError, match=r"the data of .* is another here") as caught:
-        run(task_file, tmp_path, Other())
+        run(free_task_file, tmp_path, Other())
     assert caught.value.code == "worker-mismatch"
 
 
-def test_another_kind_of_machine_may_make_artifacts_and_not_answer(task_file, tmp_path, monkeypatch):
+def test_another_kind_of_machine_may_make_artifacts_and_not_answer(free_task_file, tmp_path, monkeypatch):
     from rung.cluster import worker
 
     names = iter(range(1000))
     with monkeypatch.context() as patch:
         patch.setattr(worker, "machine_id", lambda: f"machine {next(names)}")
         with pytest.raises(MachineError, match="another kind of machine") as caught:
-            run(task_file, tmp_path, Inline())
+            run(free_task_file, tmp_path, Inline())
     assert caught.value.code == "worker-mismatch"
 
 
 @pytest.mark.slow
-def test_killed_workers_and_drivers_leave_the_report_as_it_is(task_file, alone, tmp_path):
+def test_killed_workers_and_drivers_leave_the_report_as_it_is(free_task_file, alone, tmp_path):
     command = [
-        sys.executable, "-W", "ignore", "-m", "rung", "climb", task_file, "--rungs", ",".join(RUNGS), "--out", tmp_path,
-        "--workers", "2", "--quiet", "--resume",
+        sys.executable, "-W", "ignore", "-m", "rung", "climb", free_task_file, "--rungs", ",".join(RUNGS),
+        "--out", tmp_path, "--workers", "2", "--quiet", "--resume",
     ]  # fmt: skip
     for victim in ("worker", "driver", "driver", "none"):
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -343,22 +343,24 @@ def tune(
     task: options.TaskFile,
     rung: Annotated[str | None, Option(help="The rung to search; default: the last one of a default climb.")] = None,
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
-    budget: options.TimeBudget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
+    budget: options.Budget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
+    engine: options.EngineOption = "auto", workers: options.Workers = None, on: options.On = None,
+    jobs: options.Jobs = None, sets: options.Sets = None, json: options.Json = False,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Search the settings of one rung; the same command continues an interrupted search."""
-    from rung.climbing.budget import parse_duration
+    from rung.climbing.budget import NO_LIMITS, parse_budget
     from rung.climbing.tune import tune
 
     _alone("tune")
     from rung.rungs import default_names
 
-    seconds = None if budget is None else parse_duration(budget)
+    limits = NO_LIMITS if budget is None else parse_budget(budget)
     try:
         search = tune(
-            options.load_task(task, sets), rung or default_names()[-1], trials=trials, budget_seconds=seconds,
-            seed=seed, engine=engine, out=out, progress=options.progress(quiet),
+            options.load_task(task, sets), rung or default_names()[-1], trials=trials, budget_seconds=limits.seconds,
+            budget_money=limits.money, seed=seed, engine=engine, out=out, crew=options.search_crew(workers, on, jobs),
+            progress=options.progress(quiet),
         )  # fmt: skip
     except KeyboardInterrupt:
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")

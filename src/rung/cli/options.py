@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -16,6 +17,7 @@ from rung.progress import QUIET, Progress, TerminalProgress
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions, CrewMaker
+    from rung.climbing.tune import TrialCrewMaker
     from rung.cluster.executor import Executor
     from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
@@ -45,7 +47,6 @@ SeedOption = Annotated[int, Option("--seed", help="Seed of everything random.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")]
 EngineOption = Annotated[str, Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")]
 Budget = Annotated[str | None, Option(help="Most to spend: time such as 90s, 10m, 1h, or money such as 5USD.")]
-TimeBudget = Annotated[str | None, Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
 RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
 Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]
 RunFolders = Annotated[Path, Option("--out", help="Folder for run folders.")]
@@ -263,7 +264,17 @@ def crew(workers: str | None, on: str | None, jobs: str | None) -> CrewMaker | N
         return None
     from rung.cluster.crew import ClimbCrew
 
-    return lambda task, data, store, seed: ClimbCrew(opened, task, data, store, seed, jobs or "")
+    return partial(ClimbCrew, opened, jobs or "")
+
+
+def search_crew(workers: str | None, on: str | None, jobs: str | None) -> TrialCrewMaker | None:
+    """The same for a search of settings."""
+    opened = executor(workers, on, jobs)
+    if opened is None:
+        return None
+    from rung.cluster.crew import SearchCrew
+
+    return partial(SearchCrew, opened, jobs or "")
 
 
 def progress(quiet: bool) -> Progress:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
 from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
+from rung.engines.api_options import ApiBudget
 from rung.errors import ConfigError, EngineError, RungError, needed_by
+from rung.evaluation.prices import Prices
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.scoring import compare, evaluate, metric_of, row_values
@@ -81,14 +84,54 @@ class TuneResult:
         }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """How a trial ended: its artifact and its scores on the rows that it answered, by what it was beaten, or why not.
+
+    `seconds` is what it took, `reason` an error that its settings have caused.
+    """
+
+    artifact: Artifact | None
+    scores: list[float]
+    beaten: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class TrialCrew(Protocol):
+    """Workers that run the trials of a search."""
+
+    @property
+    def workers(self) -> int:
+        """How many trials run at once."""
+
+    @property
+    def money(self) -> float:
+        """What the workers' hours have cost, without those of this machine."""
+
+    def start(self, number: int, settings: Mapping[str, Any], earlier: Mapping[str, Sequence[float]]) -> None:
+        """Have a trial run: `race_trial`."""
+
+    def ended(self, progress: Progress) -> tuple[int, Raced]:
+        """Wait for the next trial to end; return its number."""
+
+    def close(self, *, done: bool) -> None:
+        """End the workers; when the search is `done`, remove what they have left."""
+
+
+TrialCrewMaker = Callable[[Task, Data, str, Artifact, Path, int, Callable[[], float]], TrialCrew]
+
+
 def tune(
-    task: Task, name: str, *, trials: int = 20, budget_seconds: float | None = None, seed: int = 0,
-    engine: str = "auto", out: Path = Path("runs"), progress: Progress = QUIET,
+    task: Task, name: str, *, trials: int = 20, budget_seconds: float | None = None,
+    budget_money: float | None = None, seed: int = 0, engine: str = "auto", out: Path = Path("runs"),
+    crew: TrialCrewMaker | None = None, progress: Progress = QUIET,
 ) -> TuneResult:  # fmt: skip
     """Search the settings of rung `name` on top of zero-shot.
 
-    An interrupted search continues: finished trials are kept in the run folder. Raises ConfigError if the rung is
-    unknown, does not apply or has nothing to search, or if a split has no rows.
+    An interrupted search continues: finished trials are kept in the run folder. With a `crew`, trials run at once, and
+    each is proposed as if those that still run had done badly (Optuna's constant liar). Raises ConfigError if the rung
+    is unknown, does not apply or has nothing to search, or if a split has no rows.
     """
     validate_task(task)
     task = task.held_out()  # a search of settings is judged on rows that no trial has seen
@@ -107,9 +150,74 @@ def tune(
         "version": __version__,
     }  # fmt: skip
     folder = out / f"{task.name}-tune-{name}-{hash_of(identity, 8)}"
-    search = _Search(zero, data, first, folder, trials, seed, progress)
-    search.run(budget_seconds)
+    search = _Search(zero, data, first, folder, trials, seed, progress, at_once=crew is not None)
+    paid, prices = ApiBudget.process(), Prices.of(task)
+
+    def money_left() -> float:
+        if budget_money is None:
+            return float("inf")
+        hours = (time.monotonic() - search.began) / 3600
+        others = 0.0 if search.crew is None else search.crew.money
+        return budget_money - (ApiBudget.process() - paid).money - hours * prices.machine_hour - others
+
+    if crew is not None:
+        search.crew = crew(task, data, name, zero, folder, seed, money_left)
+    done = False
+    try:
+        search.run(float("inf") if budget_seconds is None else budget_seconds, money_left)
+        done = True
+    finally:
+        if search.crew is not None:
+            search.crew.close(done=done)
     return search.result()
+
+
+def race_trial(
+    zero: Artifact, data: Data, rung_: Rung, earlier: Mapping[str, Sequence[float]], progress: Progress
+) -> Raced:
+    """Make an artifact with the settings of a trial, and have it answer rows until earlier trials beat it.
+
+    Args:
+        zero: the artifact to start from.
+        data: the rows.
+        rung_: the rung with the settings.
+        earlier: the scores of the trials that have ended, by what they are called.
+        progress: reports the fit and the race.
+    """
+    start = time.perf_counter()
+
+    def ended(artifact: Artifact | None, scores: list[float], beaten: str = "", reason: str = "") -> Raced:
+        return Raced(artifact, scores, beaten, reason, time.perf_counter() - start)
+
+    try:
+        artifact = rung_.fit(zero, data, progress=progress)
+        return ended(artifact, *_race(artifact, data, earlier, progress))
+    except RungError as error:  # such as divergence: a result of these settings
+        if isinstance(error, EngineError):
+            raise
+        return ended(None, [], reason=f"{error} [{error.code}]")
+
+
+def _race(
+    artifact: Artifact, data: Data, earlier: Mapping[str, Sequence[float]], progress: Progress
+) -> tuple[list[float], str]:
+    rows, metric = race_order(data.validation), metric_of(artifact, data.folder)
+    scores: list[float] = []
+    progress.start("validation", len(rows))
+    whole, answered = metric.whole is not None, list[Prediction]()
+    for until in (len(rows),) if whole else looks(len(rows)):
+        part = rows[len(answered) : until]
+        answered += evaluate(artifact, part, "validation", folder=data.folder)
+        scores = row_values(metric, answered)
+        progress.advance(len(part))
+        seen = {name: list(own[:until]) for name, own in earlier.items()}
+        if whole:
+            continue  # bets need scores of single rows
+        if (e := eliminate({**seen, "this": scores}, binary=metric.binary).get("this")) is not None:
+            progress.finish("beaten")
+            return scores, str(e)
+    progress.finish(f"{sum(scores) / len(scores):.3f}")
+    return scores, ""
 
 
 def searched(rung_: Rung) -> tuple[str, ...]:
@@ -152,80 +260,73 @@ class _Search:
     """A running search. Its folder holds what must survive a kill: Optuna's journal and the best artifact."""
 
     def __init__(
-        self, zero: Artifact, data: Data, first: Rung, folder: Path, trials: int, seed: int, progress: Progress
-    ) -> None:
+        self, zero: Artifact, data: Data, first: Rung, folder: Path, trials: int, seed: int, progress: Progress, *,
+        at_once: bool,
+    ) -> None:  # fmt: skip
         self.zero, self.data, self.rung, self.folder = zero, data, first, folder
-        self.trials, self.progress = trials, progress
-        self.rows = race_order(data.validation)
-        self.metric = metric_of(zero, data.folder)
+        self.trials, self.progress, self.began = trials, progress, time.monotonic()
+        self.crew: TrialCrew | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.study = _study(folder / "study.log", seed)
+        self.study = _study(folder / "study.log", seed, at_once=at_once)
 
-    def run(self, budget_seconds: float | None) -> None:
+    def run(self, budget_seconds: float, money_left: Callable[[], float]) -> None:
         """Run the remaining trials, the defaults first; one that a kill interrupted continues from its checkpoint."""
         import optuna
 
-        start, states = time.monotonic(), optuna.trial.TrialState
-        for trial in self.study.get_trials(states=(states.RUNNING,)):
-            self.study.tell(trial.number, state=states.FAIL)
-            self.study.enqueue_trial(trial.user_attrs.get("settings") or trial.params)
+        states = optuna.trial.TrialState
+        for lost in self.study.get_trials(states=(states.RUNNING,)):
+            self.study.tell(lost.number, state=states.FAIL)
+            self.study.enqueue_trial(lost.user_attrs.get("settings") or lost.params)
         if not self.study.trials:
             self.study.enqueue_trial(defaults(self.rung))
-        while len(self._finished()) < self.trials:
-            if budget_seconds is not None and (ended := self._finished()):
-                typical = sum(trial.user_attrs["seconds"] for trial in ended) / len(ended)
-                if time.monotonic() - start + typical > budget_seconds:
+        running: dict[int, optuna.Trial] = {}
+        while True:
+            while len(self._finished()) + len(running) < self.trials and self._may_start(budget_seconds, money_left()):
+                trial = self.study.ask()
+                settings = propose(self.rung, trial)
+                trial.set_user_attr("settings", settings)
+                earlier = {f"trial {t.number}": t.user_attrs["scores"] for t in self._finished() if _scores(t)}
+                if self.crew is None:
+                    rung_ = with_settings(self.rung, settings)
+                    self._end(trial, race_trial(self.zero, self.data, rung_, earlier, self.progress))
+                    continue
+                running[trial.number] = trial
+                self.crew.start(trial.number, settings, earlier)
+                if len(running) == self.crew.workers:
                     break
-            self._trial(self.study.ask())
+            if self.crew is None or not running:
+                return
+            number, raced = self.crew.ended(self.progress)
+            self._end(running.pop(number), raced)
 
-    def _trial(self, trial: optuna.Trial) -> None:
+    def _may_start(self, budget_seconds: float, money: float) -> bool:
+        """Whether another trial is expected to end within the budget; the first may always start."""
+        if not (ended := self._finished()):
+            return True
+        typical = sum(trial.user_attrs["seconds"] for trial in ended) / len(ended)
+        return money > 0 and time.monotonic() - self.began + typical <= budget_seconds
+
+    def _end(self, trial: optuna.Trial, raced: Raced) -> None:
+        """Record a trial, and keep its artifact if it is the best one."""
         import optuna
 
-        settings = propose(self.rung, trial)
-        trial.set_user_attr("settings", settings)
-        start = time.perf_counter()
         states = optuna.trial.TrialState
-        try:
-            artifact = with_settings(self.rung, settings).fit(self.zero, self.data, progress=self.progress)
-            scores, beaten = self._race(artifact)
-        except RungError as error:  # such as divergence: a result of these settings
-            if isinstance(error, EngineError):
-                raise
-            trial.set_user_attr("reason", f"{error} [{error.code}]")
-            trial.set_user_attr("seconds", time.perf_counter() - start)
+        trial.set_user_attr("seconds", raced.seconds)
+        if raced.artifact is None:
+            trial.set_user_attr("reason", raced.reason)
             self.study.tell(trial, state=states.FAIL)
             return
+        scores = raced.scores
         trial.set_user_attr("scores", scores)
-        trial.set_user_attr("seconds", time.perf_counter() - start)
-        if beaten:
-            trial.set_user_attr("reason", beaten)
+        if raced.beaten:
+            trial.set_user_attr("reason", raced.beaten)
             trial.report(sum(scores) / len(scores), len(scores))
             self.study.tell(trial, state=states.PRUNED)
             return
         best = self._best_scores()
         if trial.number == 0 or best is None or sum(scores) > sum(best):
-            self._keep(artifact, trial.number)
+            self._keep(raced.artifact, trial.number)
         self.study.tell(trial, sum(scores) / len(scores))
-
-    def _race(self, artifact: Artifact) -> tuple[list[float], str]:
-        """Answer rows until earlier trials beat this one; return the scores, and by what it was beaten."""
-        earlier = {f"trial {t.number}": t.user_attrs["scores"] for t in self._finished() if t.user_attrs.get("scores")}
-        scores: list[float] = []
-        self.progress.start("validation", len(self.rows))
-        whole, answered = self.metric.whole is not None, list[Prediction]()
-        for until in (len(self.rows),) if whole else looks(len(self.rows)):
-            part = self.rows[len(answered) : until]
-            answered += evaluate(artifact, part, "validation", folder=self.data.folder)
-            scores = row_values(self.metric, answered)
-            self.progress.advance(len(part))
-            seen = {name: own[:until] for name, own in earlier.items()}
-            if whole:
-                continue  # bets need scores of single rows
-            if (e := eliminate({**seen, "this": scores}, binary=self.metric.binary).get("this")) is not None:
-                self.progress.finish("beaten")
-                return scores, str(e)
-        self.progress.finish(f"{sum(scores) / len(scores):.3f}")
-        return scores, ""
 
     def _best_scores(self) -> list[float] | None:
         whole = [trial.user_attrs["scores"] for trial in self._complete()]
@@ -274,7 +375,12 @@ class _Search:
         return result
 
 
-def _study(file: Path, seed: int) -> optuna.Study:
+def _scores(trial: Any) -> list[float]:
+    scores: list[float] = trial.user_attrs.get("scores", [])
+    return scores
+
+
+def _study(file: Path, seed: int, *, at_once: bool) -> optuna.Study:
     with needed_by("tuning", error=EngineError):
         import optuna
     from optuna.storages import JournalStorage
@@ -282,14 +388,16 @@ def _study(file: Path, seed: int) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(file)))
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=at_once)
     return optuna.create_study(
         study_name="tuning", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
     )
 
 
 def _trial(trial: Any) -> Trial:
-    scores = trial.user_attrs.get("scores", [])
+    scores = _scores(trial)
     state = {"COMPLETE": "complete", "PRUNED": "beaten"}.get(trial.state.name, "failed")
     return Trial(
         number=trial.number, settings=trial.user_attrs.get("settings", {}), state=state,

@@ -1,6 +1,7 @@
-"""The workers of a climb: fits, and answers to rows, as jobs; the climb's decisions stay in its own process.
+"""The workers of a climb, and those of a search of settings.
 
-The climb asks in the same order for the same things as without workers, and decides by the same rule, so its report is
+The jobs of a climb are fits, and answers to rows; its decisions stay in its own process. Those of a search are trials.
+A climb asks in the same order for the same things as without workers, and decides by the same rule, so its report is
 the same but for times. Workers only do sooner what it is going to ask for: all folds of a fit, all arms of a look, and
 ahead of it the next look and the first rows of the arms that would be next.
 """
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.budget import TimeUp
 from rung.climbing.store import RunStore
+from rung.climbing.tune import Raced
 from rung.cluster.executor import Dispatcher, Executor, jobs_in
 from rung.cluster.job import PARTS, Job, Result, Storage, fetch, result_of, shared
 from rung.data.rows import Data, hash_of
@@ -32,18 +35,12 @@ LOOKS = 0.2  # seconds between two looks for a part of a training
 class ClimbCrew:
     """The workers of one climb; see `rung.climbing.options.Crew`."""
 
-    def __init__(self, executor: Executor, task: Task, data: Data, store: RunStore, seed: int, jobs: str = "") -> None:
-        self._store, run = store, store.folder
-        self._storage = (
-            Storage(jobs) / f"{run.name}-{hash_of(str(run.resolve()), 8)}" if jobs else Storage(run / "jobs")
-        )
+    def __init__(self, executor: Executor, jobs: str, task: Task, data: Data, store: RunStore, seed: int) -> None:
+        self._store = store
+        self._storage = _storage(store.folder, jobs)
         self._dispatcher = Dispatcher(executor, self._storage)
         self._dispatcher.money_left = lambda: store.budget.money_left
-        file, overrides = task.source
-        self._job = Job(
-            kind="fit", out="", task=str(file), overrides=overrides, task_fingerprint=task.fingerprint(),
-            data_fingerprint=data.fingerprint, seed=seed,
-        )  # fmt: skip
+        self._job = _template(task, data, seed)
         self._fits: dict[str, str] = {}  # by key, the job that makes it
         self._parts: dict[str, str] = {}  # by key of a part, where it is
         self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by key and split, the job that answers each row
@@ -183,3 +180,87 @@ class ClimbCrew:
         self._scratch.cleanup()
         if done:
             self._storage.remove()
+
+
+class SearchCrew:
+    """The workers of one search of settings; see `rung.climbing.tune.TrialCrew`."""
+
+    def __init__(
+        self, executor: Executor, jobs: str, task: Task, data: Data, rung: str, zero: Artifact, run: Path, seed: int,
+        money_left: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._storage = _storage(run, jobs)
+        self._dispatcher = Dispatcher(executor, self._storage)
+        self._dispatcher.money_left = money_left
+        base = run / "zero-shot"
+        if not base.exists():
+            zero.save(base)
+        own = fingerprint(base)
+        self._job = _template(task, data, seed).model_copy(
+            update={
+                "kind": "trial", "rung": rung, "held_out": True, "artifact_fingerprint": own,
+                "artifact": shared(self._storage, base, own),
+            }
+        )  # fmt: skip
+        self._numbers: dict[str, int] = {}  # of the trials that run, by job
+        self._scratch = TemporaryDirectory(prefix="rung-crew-")
+        self._finished = [job for job, _ in self._found() if job.settings]
+
+    def _found(self) -> Iterator[tuple[Job, Result]]:
+        """The trials that the workers of an earlier process of this search have finished."""
+        for job, result in jobs_in(self._storage):
+            if job.model_copy(update={"settings": {}, "options": {}}).id == self._job.id:
+                self._dispatcher.found(job, result)
+                yield job, result
+
+    @property
+    def workers(self) -> int:
+        """How many trials run at once."""
+        return self._dispatcher.slots
+
+    @property
+    def money(self) -> float:
+        """What the workers' hours have cost, without those of this machine."""
+        return self._dispatcher.money
+
+    def start(self, number: int, settings: Mapping[str, Any], earlier: Mapping[str, Sequence[float]]) -> None:
+        """Send the job of a trial, unless one with these settings is done."""
+        done = next((job for job in self._finished if job.settings == settings), None)
+        if done is not None:
+            self._finished.remove(done)
+            self._numbers[done.id] = number
+            return
+        change = {
+            "settings": dict(settings),
+            "options": {"earlier": {name: list(own) for name, own in earlier.items()}},
+        }
+        self._numbers[self._dispatcher.send(self._job.model_copy(update=change))] = number
+
+    def ended(self, progress: Progress) -> tuple[int, Raced]:
+        """Wait for the next trial to end."""
+        self._dispatcher.wait(self._numbers, lambda: progress.advance(0), one=True)
+        key = next(key for key in self._numbers if self._dispatcher.over(key))
+        result, number = self._dispatcher.result(key), self._numbers.pop(key)
+        folder = fetch(Storage(self._dispatcher.job(key).out), result, Path(self._scratch.name)) / "artifact"
+        return number, Raced(Artifact.load(folder) if folder.exists() else None, **result.values)
+
+    def close(self, *, done: bool) -> None:
+        """End the workers; when the search is done, remove the jobs."""
+        self._dispatcher.close()
+        self._scratch.cleanup()
+        if done:
+            self._storage.remove()
+
+
+def _storage(run: Path, jobs: str) -> Storage:
+    """Where the jobs of a run are: in its folder, or under its name at the address that all workers reach."""
+    return Storage(jobs) / f"{run.name}-{hash_of(str(run.resolve()), 8)}" if jobs else Storage(run / "jobs")
+
+
+def _template(task: Task, data: Data, seed: int) -> Job:
+    """What all jobs of a run have in common."""
+    file, overrides = task.source
+    return Job(
+        kind="fit", out="", task=str(file), overrides=overrides, task_fingerprint=task.fingerprint(),
+        data_fingerprint=data.fingerprint, seed=seed,
+    )  # fmt: skip

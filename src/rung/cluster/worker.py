@@ -24,6 +24,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import permits_of
+from rung.climbing.tune import race_trial
 from rung.cluster.job import MANIFEST, PARTS, Job, Result, Storage, error_file, hashes, result_of
 from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example
@@ -226,8 +227,17 @@ def _predict(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         return answer_part(artifact, Storage(job.data), folder / ANSWERS, job.options, progress)
 
 
+def _trial(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
+    task, data, _ = _task_of(job)
+    with _artifact_of(job) as zero:
+        raced = race_trial(zero, data, _rung_of(job, task), job.options["earlier"], progress)
+    if raced.artifact is not None:
+        raced.artifact.save(folder / "artifact")
+    return {"scores": raced.scores, "beaten": raced.beaten, "reason": raced.reason, "seconds": raced.seconds}
+
+
 KINDS: Mapping[str, Callable[[Job, Path, Progress], dict[str, Any]]] = {
-    "fit": _fit, "answer": _answer, "predict": _predict,
+    "fit": _fit, "answer": _answer, "predict": _predict, "trial": _trial,
 }  # fmt: skip
 
 

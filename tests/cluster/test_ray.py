@@ -1,0 +1,123 @@
+"""Jobs as Ray tasks, on a cluster of several nodes simulated on this machine; nodes are lost without warning."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from crews import report_of, run
+from letters import lines_of, write_rows
+from rung.artifact.files import fingerprint
+from rung.artifact.predict_file import Predicted
+from rung.cluster.executor import Dispatcher
+from rung.cluster.job import Job, Storage
+from rung.cluster.parts import parts_folder, predict_in_parts
+from rung.cluster.processes import open_executor
+from rung.errors import MachineError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its log files open
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+# Ray takes 127.0.0.1 for the address that other machines know this one by; this one stays what it is.
+NODE = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.2"}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A head without places, and a node with one; both listen on this machine alone."""
+    pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ray-")  # sockets have short names
+    (Path(folder) / "ray").mkdir()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_TMPDIR", folder)
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **NODE})
+    patch.setenv("RAY_ADDRESS", cluster.address)
+    cluster.add_node(num_cpus=1, **NODE)
+    yield cluster
+    cluster.shutdown()
+    patch.undo()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def two_nodes(nodes):
+    """With a second node, which the test may lose."""
+    node = nodes.add_node(num_cpus=1, **NODE)
+    yield nodes, node
+    if node in nodes.worker_nodes:
+        nodes.remove_node(node)
+
+
+def after(condition, act):
+    """Do something from another thread as soon as a condition holds."""
+    stop = threading.Event()
+
+    def watch():
+        while not stop.wait(0.05):
+            if condition():
+                act()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return lambda: (stop.set(), thread.join())
+
+
+def test_every_row_is_answered_once_although_a_node_is_lost(letters, letters_folder, two_nodes, tmp_path):
+    cluster, node = two_nodes
+    rows, out = write_rows(tmp_path / "rows.csv", 3000, poisoned=(1, 2999)), tmp_path / "out.jsonl"
+    lost = []
+    end = after(
+        lambda: len(list(parts_folder(out).glob("*/manifest.json"))) >= 2,
+        lambda: lost.append(cluster.remove_node(node, allow_graceful=False)),
+    )
+    executor = open_executor("", "ray")
+    assert executor.capacity(executor.needs) == 2
+    made = predict_in_parts(letters, letters_folder, rows, out, executor, fingerprint=fingerprint(letters_folder))
+    end()
+    assert len(lost) == 1
+    assert made == Predicted(3000, 3000, error_rows=2)
+    assert [line["id"] for line in lines_of(out)] == [str(i) for i in range(3000)]
+
+
+def test_a_climb_that_loses_a_node_ends_with_the_report_of_one_process(free_task_file, alone, two_nodes, tmp_path):
+    cluster, node = two_nodes
+    lost = []
+    end = after(
+        lambda: len(list(tmp_path.glob("*/jobs/*/manifest.json"))) >= 3,
+        lambda: lost.append(cluster.remove_node(node, allow_graceful=False)),
+    )
+    climbed = run(free_task_file, tmp_path, open_executor("2", "ray"))
+    end()
+    assert len(lost) == 1
+    assert report_of(climbed) == alone
+
+
+def test_a_task_is_ended_when_its_job_is_cancelled(nodes, tmp_path):
+    dispatcher = Dispatcher(open_executor("", "ray"), Storage(tmp_path / "jobs"))
+    key = dispatcher.send(Job(kind="predict", out="", data=str(tmp_path / "nowhere")))
+    dispatcher.cancel([key])
+    assert not dispatcher.knows(key)
+    failing = dispatcher.send(Job(kind="predict", out="", artifact=str(tmp_path), seed=1))
+    dispatcher.wait([failing])
+    with pytest.raises(MachineError, match="not an artifact"):
+        dispatcher.result(failing)
+    dispatcher.close()
+
+
+def test_without_a_cluster_one_of_this_machine_is_started(nodes, letters, letters_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS")
+    rows, out = write_rows(tmp_path / "rows.csv", 100), tmp_path / "out.jsonl"
+    executor = open_executor("1", "ray")
+    made = predict_in_parts(letters, letters_folder, rows, out, executor, fingerprint=fingerprint(letters_folder))
+    assert made == Predicted(100, 100)
+    assert not parts_folder(out).exists()

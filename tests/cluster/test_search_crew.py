@@ -1,0 +1,87 @@
+"""A search of settings whose trials run on several workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rung.climbing.tune import tune
+from rung.cluster.crew import SearchCrew
+from rung.cluster.processes import Inline, Processes
+from rung.errors import ConfigError
+from rung.task import Task
+
+
+class Places(Inline):
+    """Several places, in which every job runs as soon as it is submitted; remembers what was asked for."""
+
+    def __init__(self, ends_after: int = 1000) -> None:
+        super().__init__()
+        self.settings: list[dict[str, int]] = []
+        self.ends_after = ends_after
+
+    def submit(self, uri, resources):
+        if len(self.settings) == self.ends_after:
+            raise KeyboardInterrupt
+        self.settings.append(json.loads(Path(uri).read_text())["settings"])
+        super().submit(uri, resources)
+
+    def capacity(self, resources):
+        return 3
+
+
+def search(file, out, executor=None, trials=6, **more):
+    crew = None if executor is None else lambda *given: SearchCrew(executor, "", *given)
+    return tune(Task.load(file), "few-shot-knn", trials=trials, out=out, crew=crew, **more)
+
+
+def test_trials_run_at_once_and_the_best_one_is_kept_and_compared(free_task_file, tmp_path):
+    executor = Places()
+    found = search(free_task_file, tmp_path, executor)
+    assert [trial.number for trial in found.trials] == list(range(6))
+    assert [trial.settings for trial in found.trials] == executor.settings
+    complete = {trial.number: trial.score for trial in found.trials if trial.state == "complete"}
+    assert complete[found.best] == max(complete.values())
+    assert found.artifact.is_dir()
+    assert not (found.folder / "jobs").exists()
+    alone = search(free_task_file, tmp_path / "alone", trials=1)
+    assert found.trials[0].score == alone.trials[0].score
+
+
+def test_an_interrupted_search_takes_over_the_trials_that_workers_finished(free_task_file, tmp_path):
+    first, second = Places(ends_after=2), Places()
+    with pytest.raises(KeyboardInterrupt):
+        search(free_task_file, tmp_path, first, trials=4)
+    found = search(free_task_file, tmp_path, second, trials=4)
+    assert len(found.trials) == 4
+    assert len(first.settings) == 2
+    assert len(second.settings) == 2, (first.settings, second.settings)
+    assert [trial.settings for trial in found.trials][:2] == first.settings
+
+
+def test_worker_processes_give_the_scores_of_one_process(free_task_file, tmp_path):
+    found = search(free_task_file, tmp_path / "shared", Processes(2), trials=2)
+    alone = search(free_task_file, tmp_path / "alone", trials=2)
+    assert [(trial.settings, trial.score) for trial in found.trials][:1] == [
+        (trial.settings, trial.score) for trial in alone.trials
+    ][:1]
+    assert len(found.trials) == 2
+
+
+def test_a_budget_in_money_ends_the_search(free_task_file, tmp_path):
+    found = search(free_task_file, tmp_path, budget_money=0.0)
+    assert len(found.trials) == 1
+
+
+def test_a_task_that_is_in_no_file_has_no_workers(tmp_path):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(40)]
+    task = Task(
+        name="memory", instruction="Which?", inputs=["text"], output={"column": "label", "kind": "category"}, data=rows
+    )
+    with pytest.raises(ConfigError) as caught:
+        tune(
+            task, "few-shot-knn", out=tmp_path, trials=1, crew=lambda *given: SearchCrew(Inline(), "", *given)
+        )  # fmt: skip
+    assert caught.value.code == "no-such-file"
