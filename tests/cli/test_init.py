@@ -598,6 +598,23 @@ def test_a_model_that_a_task_names_writes_from_the_documents(house: Path) -> Non
     assert "rung climb TASK" in error.hint
 
 
+def test_a_conversation_in_a_cell_of_a_csv_is_one() -> None:
+    rows = [[i, json.dumps([{**USER, "content": f"Hi {i}"}, GOOD])] for i in range(60)]
+    task, said = task_of(table("c.csv", "id,messages", rows))
+    assert (task.inputs, task.output.kind) == (["messages"], "chat")
+    assert "left out     id (ids)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("t.jsonl", "separator", ";"), ("t.jsonl", "sheet", "x"), ("hf:org/name", "encoding", "cp1252")],
+)
+def test_an_option_without_effect_is_refused(name: str, option: str, value: str) -> None:
+    lines("t.jsonl", {"text": "a {i}", "label": "x"}, {"text": "b {i}", "label": "y"})
+    error = run("init", name, f"--{option}", value).exception
+    assert (error.code, str(error)) == ("bad-option", f"--{option} has no effect on {name}")
+
+
 def test_a_table_beside_a_readme_is_the_task() -> None:
     Path("data").mkdir()
     lines("data/rows.jsonl", *[{"text": f"a b {i}", "label": "ab"[i % 2]} for i in range(60)], count=60)

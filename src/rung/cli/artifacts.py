@@ -162,7 +162,7 @@ def predict(
         hint = "a table is written at the end, whole: remove it first"
         raise ConfigError("file-exists", f"{table} exists", hint=hint)
     lines, progress = out if table is None else lines_file(table), options.progress(quiet)
-    form = options.file_format(encoding, separator, quoting, sheet)
+    form = options.file_format(encoding, separator, quoting, sheet, data)
     if (executor := _executor(workers, on, jobs, lines)) is None or lines is None:
         done = predict_file(
             loaded, data, lines, fingerprint=fingerprint(artifact), form=form, keep=keep, top_k=top_k,

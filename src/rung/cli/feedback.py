@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -115,7 +115,8 @@ def import_cases(
     from rung.feedback.exchange import read
 
     loaded = options.load_task(task, runs=False)
-    form = options.file_format(loaded.data.encoding if encoding == AUTO else encoding, separator, quoting, sheet)
+    form = options.file_format(encoding, separator, quoting, sheet, file)
+    form = replace(form, encoding=loaded.data.encoding) if encoding == AUTO else form
     with options.open_store(store, must_exist=False) as opened:
         done = read(file, loaded, opened, _reviewer(reviewer), form)
     if done.format:

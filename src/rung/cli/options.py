@@ -78,11 +78,17 @@ Quoting = Annotated[str, Option(help="Quotes in a CSV: double, backslash or none
 Sheet = Annotated[str | None, Option(help="Sheet of an Excel file; default: the first.")]
 
 
-def file_format(encoding: str, separator: str, quoting: str, sheet: str | None) -> FileFormat:
-    """Collect the options that say how a file is written; raise ConfigError for an unknown one."""
-    from rung.data.sources import FileFormat
+def file_format(encoding: str, separator: str, quoting: str, sheet: str | None, data: Path) -> FileFormat:
+    """Collect the options that say how a file is written; raise ConfigError for a wrong one, or one without effect."""
+    from rung.data.sources import EXCEL, READERS, SEPARATORS, FileFormat, is_hub, kind_of
 
-    return FileFormat(encoding, separator, cast("Any", quoting), sheet)
+    form, kind = FileFormat(encoding, separator, cast("Any", quoting), sheet), kind_of(data)
+    concerned = {"encoding": READERS.keys() - {*EXCEL}, "separator": SEPARATORS, "quoting": SEPARATORS, "sheet": EXCEL}
+    for name, kinds in concerned.items():
+        given = getattr(form, name) != getattr(FileFormat(), name)
+        if given and (is_hub(data) or (kind in READERS and kind not in kinds)):
+            raise ConfigError("bad-option", f"--{name} has no effect on {data}", hint=f"leave --{name} out")
+    return form
 
 
 def _artifact_folder(folder: Path) -> Path:

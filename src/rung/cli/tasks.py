@@ -46,7 +46,7 @@ def init(
         hint = "name another file with --out, or replace it with --force"
         raise ConfigError("file-exists", f"{out} exists", hint=hint)
     chosen = None if kind is None else cast("OutputKind", options.choose("--kind", kind, KINDS))
-    how = options.file_format(encoding, separator, quoting, sheet)
+    how = options.file_format(encoding, separator, quoting, sheet, data)
     guess = guess_task(data, output, chosen, _columns(inputs), how)
     if not yes and sys.stdin.isatty() and sys.stdout.isatty():
         guess = _asked(data, guess, output, chosen, _columns(inputs))
