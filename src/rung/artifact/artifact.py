@@ -16,7 +16,7 @@ import numpy as np
 
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
-from rung.artifact import heads, records, sentences, yardsticks  # noqa: F401  # registers every decoder
+from rung.artifact import best_of, heads, records, sentences, yardsticks  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.costs import tokenizer_of
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from rung.artifact.costs import REASONING_TOKENS, Sizes
 from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted, Prompts
 from rung.data.rows import Example
 from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
+from rung.engines.constraints import schema_problem
+from rung.models.bounded import found
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
@@ -72,6 +75,17 @@ class Generate(Prompted):
     def label_texts(self) -> tuple[str, ...]:
         """The choices."""
         return self.choices
+
+    def is_valid(self, text: str) -> bool:
+        """Whether an answer, written without the constraint, has the form that it would have with it."""
+        if self.choices or self.regex:
+            return text in self.choices if not self.regex else found(self.regex, text, whole=True)
+        if not self.json_schema:
+            return bool(text)
+        try:
+            return schema_problem(json.loads(text), self.json_schema) is None
+        except ValueError:
+            return False
 
     def warm_up(self, artifact: Composition, example: Example) -> None:
         """Write one token."""

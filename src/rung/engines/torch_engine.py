@@ -29,7 +29,7 @@ from rung.engines.base import (
     Session,
     TokenScores,
 )
-from rung.engines.changes import WeightsChange, attach, family_of
+from rung.engines.changes import REWARD_HEAD, WeightsChange, attach, family_of
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
 from rung.engines.torch_decoding import (
@@ -42,7 +42,7 @@ from rung.engines.torch_decoding import (
     suits,
 )
 from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
-from rung.errors import EngineError, RungError
+from rung.errors import ArtifactError, EngineError, RungError
 from rung.models.checkpoint import check_loaded
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
@@ -196,6 +196,20 @@ class TorchEngine(LocalModel):
         with self.running(adapter) as model:
             scored = token_scores(model, rows, top)
         return [scores.after(len(row) - len(text)) for scores, text, row in zip(scored, texts, rows, strict=True)]
+
+    def rate(self, texts: Sequence[tuple[int, ...]], reward: Path, *, progress: Progress = QUIET) -> list[float]:
+        """Rate texts, given as token ids that end with the end token, by the reward model in a folder.
+
+        Raises:
+            ArtifactError: the folder holds no reward model.
+        """
+        head = reward_head(reward, self.model.config.get_text_config().hidden_size)
+        rows = [self.prompt_tokens(text, 0, str(reward)) for text in texts]
+        progress.start("rating answers", len(rows))
+        with self.running(str(reward)) as model:
+            states = end_states(model, rows, done=progress.advance)
+        progress.finish()
+        return [float(value) for value in states @ head]
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""
@@ -392,6 +406,40 @@ def mean_states(
         result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
         done(len(batch))
     return result
+
+
+@torch.inference_mode()
+def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int], None] = lambda rows: None) -> Floats:
+    """The last layer's states of every row's last token, shape [rows, hidden size].
+
+    Rows are padded on the right; causal attention keeps padding out of real tokens.
+    """
+    core, lengths = model.get_decoder(), [len(row) for row in rows]
+    result = np.empty((len(rows), model.config.get_text_config().hidden_size), np.float32)
+    for batch in [[i] for i in range(len(rows))] if runs_apart(model) else batches(lengths, 0, 1):
+        width = max(lengths[i] for i in batch)
+        ids = torch.tensor([[*rows[i], *([0] * (width - lengths[i]))] for i in batch], device=model.device)
+        states = core(input_ids=ids, use_cache=False).last_hidden_state
+        last = torch.tensor([lengths[i] - 1 for i in batch], device=model.device)
+        result[batch] = states[torch.arange(len(batch), device=model.device), last].float().cpu().numpy()
+        done(len(batch))
+    return result
+
+
+def reward_head(folder: Path, size: int) -> Floats:
+    """The vector of the reward model in a folder.
+
+    Raises:
+        ArtifactError: there is none, or it belongs to a model of another size.
+    """
+    from safetensors.numpy import load_file
+
+    file = folder / REWARD_HEAD
+    head: Floats | None = load_file(file).get("head") if file.is_file() else None
+    if head is None or head.shape != (size,):
+        problem = f"{folder} holds no reward model of a model with {size} hidden values"
+        raise ArtifactError("wrong-folder", problem, hint="train one with the rung reward-model")
+    return head
 
 
 def hidden_layers(model: Any) -> Any:

@@ -185,6 +185,16 @@ class FineTune(TrainConfig, Rung):
         del artifact
         return 0
 
+    def facts(self, artifact: Artifact) -> dict[str, Any]:
+        """What the artifact records besides the settings and the course of the training."""
+        del artifact
+        return {}
+
+    def parts_of(self, artifact: Artifact, weights: Weights) -> dict[str, Any]:
+        """The parts of the artifact that what was trained replaces: its weights."""
+        del artifact
+        return {"weights": weights}
+
     def reason_against(self, artifact: Artifact) -> str:
         """Why this method in particular does not apply; empty if it does."""
         del artifact
@@ -283,7 +293,7 @@ class FineTune(TrainConfig, Rung):
                 "too-few-rows", f"none of {report.rows} training rows is left: {reasons}",
                 hint="set the rung's `truncation` to truncate_input, or choose a model with a longer context",
             )  # fmt: skip
-        extra: dict[str, Any] = {TRAINING_DATA: report.as_dict()}
+        extra: dict[str, Any] = {TRAINING_DATA: report.as_dict(), **self.facts(artifact)}
         if dropped := report.dropped_demonstrations:
             extra["dropped_demonstrations"] = dropped
         run, taken, steps = self, 0, 0
@@ -306,7 +316,8 @@ class FineTune(TrainConfig, Rung):
             ended = stop_after is None or result.steps < stop_after  # patience ended it early
             taken = result.steps
             done = {} if ended else {"share_of_steps": round(taken / steps, 3)}
-            yield 1.0 if ended else taken / steps, artifact.step(self.name, settings | extra | done, weights=weights)
+            parts = self.parts_of(artifact, weights)
+            yield 1.0 if ended else taken / steps, artifact.step(self.name, settings | extra | done, **parts)
             if ended:
                 return
 

@@ -134,7 +134,7 @@ class PreferenceTuning(FurtherTuning):
 
     @abstractmethod
     def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+        self, run: TrainingRun, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
     ) -> JudgedLoss:
         """The loss of such rows, which is also measured on `held_out` and `unseen`."""
 
@@ -232,13 +232,9 @@ class PreferenceTuning(FurtherTuning):
 
     def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss, Evaluate | None]:
         """Compute the reference's log-probabilities of all answers once; the held-out ones decide when to stop."""
-        from rung.training.examples import TrainingReport
         from rung.training.preferences import reference_logprobs
 
-        parts: list[Sequence[Any]] = [run.rows]
-        for judged in (run.held_out, self.judged(replace(run.data, preferences=run.data.unseen_preferences))):
-            tokens = self._tokens(run.artifact, run.engine, judged, TrainingReport(), progress)
-            parts.append([row.after(run.change.prefix) for row in tokens])
+        parts = [run.rows, *self.other_rows(run, progress)]
         rows, model = [row for part in parts for row in part], run.engine.model
         dtype = matmul_dtype(model.device.type, self.precision)
         weights = [run.engine.info.fingerprint, run.start, run.artifact.weights.base, dtype]
@@ -246,9 +242,21 @@ class PreferenceTuning(FurtherTuning):
         progress.start("answers under the reference", len(rows))
         values = iter(reference_logprobs(model, run.change, rows, cache_dir() / "references" / f"{key}.json", dtype))
         train, held_out, unseen = ([replace(row, reference=next(values)) for row in part] for part in parts)
-        loss = self.judged_loss(model, train, held_out, unseen)
+        loss = self.judged_loss(run, train, held_out, unseen)
         progress.finish(self._already(train))
         return train, loss, loss.value if held_out else None
+
+    def other_rows(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The preferences that are held out, and those about validation and test rows, as tokens."""
+        from rung.training.examples import TrainingReport
+
+        unseen = self.judged(replace(run.data, preferences=run.data.unseen_preferences))
+        tokens = (
+            self._tokens(run.artifact, run.engine, judged, TrainingReport(), progress)
+            for judged in (run.held_out, unseen)
+        )
+        held_out, others = ([row.after(run.change.prefix) for row in rows] for rows in tokens)
+        return held_out, others
 
     def _already(self, rows: Sequence[Any]) -> str:
         """Say how much there is to learn from the rows."""
@@ -297,14 +305,14 @@ class DPO(PreferenceTuning):
     nll: NonNegative = 1.0
 
     def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+        self, run: TrainingRun, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
     ) -> JudgedLoss:
         """The chosen loss, with the likelihood."""
         from rung.training.preferences import PairLoss, dpo
 
         del rows
         objective = dpo(self.loss, self.beta, self.label_smoothing)
-        return PairLoss(model, held_out, unseen, objective=objective, nll=self.nll)
+        return PairLoss(run.engine.model, held_out, unseen, objective=objective, nll=self.nll)
 
 
 @rung("orpo", family="preference", order=960, topics=("answer pairs",))
@@ -325,13 +333,13 @@ class ORPO(PreferenceTuning):
     learning_rate: Rate = 2e-4
 
     def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+        self, run: TrainingRun, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
     ) -> JudgedLoss:
         """The odds ratio, with the likelihood."""
         from rung.training.preferences import PairLoss, orpo
 
         del rows
-        return PairLoss(model, held_out, unseen, objective=orpo(self.beta), nll=1.0)
+        return PairLoss(run.engine.model, held_out, unseen, objective=orpo(self.beta), nll=1.0)
 
 
 @rung("simpo", family="preference", order=970, topics=("answer pairs",))
@@ -354,13 +362,13 @@ class SimPO(PreferenceTuning):
     learning_rate: Rate = 1e-5
 
     def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+        self, run: TrainingRun, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
     ) -> JudgedLoss:
         """The margin."""
         from rung.training.preferences import PairLoss, simpo
 
         del rows
-        return PairLoss(model, held_out, unseen, objective=simpo(self.beta, self.gamma_beta_ratio))
+        return PairLoss(run.engine.model, held_out, unseen, objective=simpo(self.beta, self.gamma_beta_ratio))
 
 
 @rung("kto", family="preference", order=980, topics=("answer verdicts",))
@@ -399,14 +407,16 @@ class KTO(PreferenceTuning):
         return judged_answers([row for row, _ in rows], [good for _, good in rows])
 
     def judged_loss(
-        self, model: Any, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
+        self, run: TrainingRun, rows: Sequence[Any], held_out: Sequence[Any], unseen: Sequence[Any]
     ) -> JudgedLoss:
         """The paper's loss, balanced."""
         from rung.training.preferences import AnswerVerdictLoss, balancing_weights
 
         good = sum(row.good for row in rows)
         weights = balancing_weights(good, len(rows) - good)
-        return AnswerVerdictLoss(model, held_out, unseen, beta=self.beta, good_weight=weights[0], bad_weight=weights[1])
+        return AnswerVerdictLoss(
+            run.engine.model, held_out, unseen, beta=self.beta, good_weight=weights[0], bad_weight=weights[1]
+        )
 
     def _already(self, rows: Sequence[Any]) -> str:
         good = sum(row.good for row in rows)

@@ -46,6 +46,9 @@ class Metric:
     # Of a statistic of the whole set: numbers for the rows, by answers and expected answers, whose mean it is. What
     # chooses inside a rung goes by the scores of single rows instead.
     whole: Callable[[Sequence[str], Sequence[str]], list[float]] | None = None
+    # What an answer comes to when it is run or read, without the expected one; empty where it is invalid. Answers that
+    # come to the same are equally right. None where the metric says nothing of an answer by itself.
+    reading: Callable[[str], str] | None = None
     top: int = 0  # of `accuracy@K`: how many of the most probable labels count; 0 where only the answer does
 
     @property

@@ -217,9 +217,17 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
             return RowScore(1.0)
         return RowScore(0.0, "another result")
 
+    def reading(answer: str) -> str:
+        sql = fenced(answer).strip()
+        try:
+            rows = [tuple(map(_value, row)) for row in database.query(sql)]
+        except QueryError:
+            return ""
+        return repr(rows if has_order(sql) else sorted(rows, key=repr))
+
     return Metric(
         "sql_execution", None, "the query returns what the expected query returns", ("text",), binary=True,
-        rows=lambda cases: [score(case) for case in cases], check=check,
+        rows=lambda cases: [score(case) for case in cases], check=check, reading=reading,
     )  # fmt: skip
 
 
@@ -370,12 +378,18 @@ def code_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
         right = not result.failure and any(result.output.split() == reference.output.split() for reference in wanted)
         return RowScore(float(right), result.failure or ("" if right else "another output"))
 
+    def reading(answer: str) -> str:
+        require(program_permit(limits, folder or Path.cwd()))
+        result = expected(fenced(answer))
+        return "" if result.failure else " ".join(["output", *result.output.split()])
+
     def scores(cases: Any) -> list[RowScore]:
         require(program_permit(limits, folder or Path.cwd()))
         with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
             return list(pool.map(score, cases))
 
-    return Metric("code", None, "the program passes the tests", ("text",), binary=True, rows=scores)
+    own = reading if tests is None else None  # tests are the expected answer, which is not there in use
+    return Metric("code", None, "the program passes the tests", ("text",), binary=True, rows=scores, reading=own)
 
 
 def _tests(row: Mapping[str, Any], column: str) -> str:

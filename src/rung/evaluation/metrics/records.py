@@ -45,6 +45,12 @@ def json_exact(prediction: str, references: Sequence[str]) -> float:
     return float(found is not _INVALID and _canonical(found) in wanted)
 
 
+def read_record(prediction: str) -> str:
+    """Write the JSON value of an answer in one form, empty if it is invalid."""
+    found = _parse_json(prediction)
+    return "" if found is _INVALID else canonical(json.dumps(found, ensure_ascii=False, sort_keys=True))
+
+
 def json_field_f1(prediction: str, references: Sequence[str]) -> float:
     """Compute the F1 over the fields of the record, the best over all references."""
     return max((f1(*fields) for fields in _compared(prediction, references)), default=0.0)

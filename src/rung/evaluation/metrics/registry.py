@@ -32,7 +32,13 @@ from rung.evaluation.metrics.labels import (
     reciprocal_rank,
 )
 from rung.evaluation.metrics.numbers import closeness_metric, within_metric
-from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
+from rung.evaluation.metrics.records import (
+    json_exact,
+    json_field_f1,
+    json_field_precision,
+    json_field_recall,
+    read_record,
+)
 from rung.user_code import Permit, allowed, program_permit
 
 _TEXTS: tuple[OutputKind, ...] = ("text", "chat")
@@ -62,6 +68,7 @@ METRICS: dict[str, Metric] = {
             _TEXTS,
             binary=True,
             check=text.check_final_numbers,
+            reading=text.read_final_number,
         ),
         Metric("rouge1", text.rouge1, "F1 over shared stemmed words", _TEXTS),
         Metric("rouge2", text.rouge2, "F1 over shared pairs of stemmed words", _TEXTS),
@@ -69,10 +76,18 @@ METRICS: dict[str, Metric] = {
         Metric("chrf", text.chrf, "chrF2: F2 over shared runs of characters", _TEXTS),
         Metric("bleu", text.bleu, "BLEU of each text: shared runs of one to four words", _TEXTS),
         Metric("edit_similarity", text.edit_similarity, "1 - edit distance / length, in characters", _TEXTS),
-        Metric("json_exact", json_exact, "the same JSON value", ("json",), binary=True),
-        Metric("json_field_f1", json_field_f1, "F1 over the fields of the JSON value", ("json",)),
-        Metric("json_field_precision", json_field_precision, "share of the fields found that are right", ("json",)),
-        Metric("json_field_recall", json_field_recall, "share of the expected fields found", ("json",)),
+        Metric("json_exact", json_exact, "the same JSON value", ("json",), binary=True, reading=read_record),
+        Metric("json_field_f1", json_field_f1, "F1 over the fields of the JSON value", ("json",), reading=read_record),
+        Metric(
+            "json_field_precision",
+            json_field_precision,
+            "share of the fields found that are right",
+            ("json",),
+            reading=read_record,
+        ),
+        Metric(
+            "json_field_recall", json_field_recall, "share of the expected fields found", ("json",), reading=read_record
+        ),
         Metric("mrr", reciprocal_rank, "1 / rank of the first row with the expected output", _RANKING),
         Metric("recall_at_k", recall_at_k, "a row found has the expected output", _RANKING, binary=True),
         Metric("recall_at_1", recall_at_1, "the first row found has the expected output", _RANKING, binary=True),

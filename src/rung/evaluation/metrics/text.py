@@ -65,6 +65,11 @@ def final_number(prediction: str, references: Sequence[str]) -> float:
     return float(any(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs))
 
 
+def read_final_number(prediction: str) -> str:
+    """Give the last number of an answer, empty if there is none."""
+    return repr(float(found[-1])) if (found := numbers(prediction)) else ""
+
+
 def check_final_numbers(examples: Sequence[Example]) -> None:
     """Raise DataError `bad-reference` for an expected answer without a number, which no answer could match."""
     for example in examples:

@@ -403,6 +403,12 @@ def told_apart_line(values: Mapping[str, Any]) -> str:
     share = f"{100 * values['accuracy']:.0f} % [{100 * values['low']:.0f}, {100 * values['high']:.0f}]"
     if "pairs" not in values:
         return f"{share} of {values['answers']:,} {values['rows']} answers moved in the right direction"
+    if "likelier_before" not in values:
+        longer = 100 * values["longer"]
+        text = (
+            f"{share} of {values['pairs']:,} {values['rows']} pairs are rated in the right order; in {longer:.0f} % the"
+        )
+        return f"{text} better answer is the longer one"
     before, after = (f"{100 * values[name]:.0f} %" for name in ("likelier_before", "likelier_after"))
     text = (
         f"{share} of {values['pairs']:,} {values['rows']} pairs moved in the right direction; the better answer is the"
