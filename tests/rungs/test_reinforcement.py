@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.best_of import BestOf
+from rung.artifact.text import Generate
+from rung.data.rows import Preference
 from rung.engines.torch_engine import TorchEngine
+from rung.errors import ConfigError, MachineError
 from rung.machine import this_machine
-from rung.rungs import RL
+from rung.rungs import RL, RewardModel
 from rung.task import Task
 from rung.training import loop
 from rung.training.rewards import RewardLoss
@@ -81,3 +86,80 @@ def test_it_learns_what_is_rewarded_and_goes_on_after_a_kill(asked, monkeypatch,
     assert all(torch.equal(tensors(again)[name], tensor) for name, tensor in tensors(whole).items())
     loaded = Artifact.load(whole.save(tmp_path / "artifact"))
     assert [a.text for a in loaded.answer(data.test)] == [a.text for a in whole.answer(data.test)]
+
+
+def test_rewards_are_named_parts_with_weights(asked, monkeypatch, tmp_path):
+    """Also a function of the user, which asks for consent; what is not rewarded is measured besides."""
+    data, zero = asked
+    (tmp_path / "checks.py").write_text("def vowels(prediction, references):\n    return float('e' in prediction)\n")
+    data = replace(data, folder=tmp_path)
+    rewards = {"exact": 1.0, "valid": 0.5, "length": 0.5, "checks:vowels": 2.0}
+    rung = RL(**QUICK | {"epochs": 1}, patience=None, rewards=rewards)
+    with pytest.raises(MachineError, match="not allowed"):
+        rung.fit(zero, data)
+    monkeypatch.setenv("RUNG_TRUST", str(tmp_path))
+    record = rung.fit(zero, data).settings["rl"]
+    assert record["rewarded_by"] == ["quasi_exact_match", "valid", "length", "checks:vowels"]
+    measured = record["measures"][0]
+    assert {f"reward {name}" for name in rewards} | {"chrf", "rougeL"} <= set(measured)
+    assert "quasi_exact_match" not in measured
+
+
+def test_the_reward_is_the_weighted_mean_of_its_parts():
+    loss = RewardLoss.__new__(RewardLoss)
+    loss.rewards = {"a": lambda rows, texts: [1.0, 0.0, math.nan], "b": lambda rows, texts: [0.0, 1.0, 1.0]}
+    loss.weights = {"a": 3.0, "b": 1.0}
+    values = loss.reward([None] * 3, [""] * 3)
+    assert values[:2] == [0.75, 0.25]
+    assert math.isnan(values[2])
+    assert loss._parts == {"a": 0.5, "b": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "valid", "invalid"),
+    [
+        (Generate(json_schema='{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
+        (Generate(json_schema='{"type": "object"}'), "{}", "{"),
+        (Generate(regex="[0-9]+"), "12", "12 apples"),
+        (Generate(choices=("yes", "no")), "no", "nothing"),
+        (Generate(), "anything", ""),
+    ],
+)
+def test_an_answer_is_valid_that_the_constraint_would_have_allowed(decoder, valid, invalid):
+    assert decoder.is_valid(valid)
+    assert not decoder.is_valid(invalid)
+
+
+def test_rewards_that_cannot_be_given_are_refused(asked):
+    data, zero = asked
+    assert "`reward-model`" in RL(rewards={"reward-model": 1.0}).applies(zero, data).reason
+    assert "judge_model" in RL(rewards={"judge": 1.0}).applies(zero, data).reason
+    assert "judge_model" in RL(judge_model="embedded").applies(zero, data).reason
+    assert "names none" in RL(rewards={}).applies(zero, data).reason
+    with pytest.raises(ConfigError):
+        RL(rewards={"metric": -1.0})
+
+
+def test_a_reward_model_rewards(asked, monkeypatch):
+    """What it rates higher becomes likelier; the rates are between 0 and 1."""
+    data, zero = asked
+    some = [Preference(row, replace(row, outputs=("b",))) for row in data.train]
+    rated = RewardModel(rank=4, epochs=1).fit(zero, replace(data, preferences=tuple(some)))
+    rung = RL(**QUICK | {"epochs": 1}, patience=None, rewards={"reward-model": 1.0})
+    asked_of = []
+
+    def rated_so(self, artifact, prompts, texts):
+        asked_of.extend(zip(prompts, texts, strict=True))
+        return [[0.0] for _ in texts]
+
+    assert rung.applies(rated, data).applies
+    monkeypatch.setattr(BestOf, "rated", rated_so)
+    generate = TorchEngine.generate
+    monkeypatch.setattr(
+        TorchEngine, "generate",
+        lambda self, requests, **o: [replace(g, finish_reason="stop") for g in generate(self, requests, **o)],
+    )  # fmt: skip
+    record = rung.fit(rated, data).settings["rl"]
+    assert record["measures"][0]["reward"] == 0.5
+    assert record["measures"][0]["equal_groups"] == 1.0
+    assert "question" in str(asked_of[0][0])

@@ -27,7 +27,7 @@ from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.report.words import p_text
 from rung.evaluation.result import THIN, ClimbResult, Comparison, Prediction, RungResult, Status
-from rung.evaluation.scoring import notes, related
+from rung.evaluation.scoring import REWARDED_BY, notes, own_reward, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
@@ -122,7 +122,7 @@ def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> floa
 
 def conclude(state: ClimbState) -> ClimbResult:
     """Decide by what was measured, make what is recommended from all training rows, and collect the records."""
-    blocked = _over_limits(state)
+    blocked = _over_limits(state) | _own_rewards(state)
     found = weigh(state, blocked)
     best = found.recommended if found is not None else state.incumbent
     if found is not None and best != state.incumbent:
@@ -189,6 +189,23 @@ def _over_limits(state: ClimbState) -> dict[str, str]:
         elif limits.max_price is not None and price is not None and 1000 * price > limits.max_price:
             cost = f"1,000 predictions cost {1000 * price:.2g}"
             blocked[name] = f"{cost}, and `constraints.max_price` is {limits.max_price:g}"
+    return blocked
+
+
+def _own_rewards(state: ClimbState) -> dict[str, str]:
+    """The arms that gain by nothing but what they were rewarded for, and why that is known."""
+    blocked = {}
+    for name, arm in state.arms.items():
+        before: Arm | None = arm
+        while before is not None and any(REWARDED_BY in each for each in state.some(before).settings.values()):
+            before = before.base
+        if before is None or before is arm:
+            continue
+        own, theirs = state.store.predictions(name), state.store.predictions(before.name)
+        keys = [key for key in own if key in theirs]
+        why = own_reward(state.some(arm), [own[k] for k in keys], [theirs[k] for k in keys], state.scoring)
+        if why:
+            blocked[name] = why
     return blocked
 
 

@@ -67,6 +67,9 @@ def _of_task(task: Task) -> Iterator[Permit]:
     settings = [one for value in given for one in (value if isinstance(value, list) else [value])]
     yield from _endpoints([*task.models, task.metric_settings.get("model"), *settings])
     yield from metric_permits(task.metric_name, task.folder, task.metric_settings)
+    for rewards in (value for value in settings if isinstance(value, Mapping)):  # such as `rl.rewards`
+        for name in rewards:
+            yield from metric_permits(str(name), task.folder, {}) if ":" in str(name) else ()
     functions = [tool for tool in task.tools if isinstance(tool, str)]
     yield from tool_permits(functions, [tool for tool in task.tools if isinstance(tool, McpServer)], task.folder)
     if task.corpus is not None and task.corpus.store is not None:

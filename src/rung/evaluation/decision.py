@@ -167,6 +167,15 @@ def settled(
     return set(scores) - needed
 
 
+def gains_only_on(own: float, others: Mapping[str, float]) -> bool:
+    """Whether an arm gains by the metric that it was rewarded for, `own`, and by none of the `others`.
+
+    Such a gain may be a reward that was gamed (Goodhart's law; Gao et al. 2023, Scaling laws for reward model
+    overoptimization, https://arxiv.org/abs/2210.10760): the arm is shown, and never recommended.
+    """
+    return own > 0 and bool(others) and all(gain <= 0 for gain in others.values())
+
+
 def shrunken(delta: float, se: float) -> float:
     """Estimate the true difference behind a measured one of standard error `se`, which is likely too large if thin.
 

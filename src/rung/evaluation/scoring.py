@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from rung.artifact.parts import Signature
 from rung.data.kinds import BALANCED
 from rung.data.rows import Data, Example, labels_of
 from rung.errors import ConfigError
+from rung.evaluation.decision import gains_only_on
 from rung.evaluation.metrics.base import Case, Metric, RowScore
 from rung.evaluation.metrics.labels import label_f1, label_statistic, macro_f1, macro_f1_interval
 from rung.evaluation.metrics.numbers import number_statistics
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from rung.task import Task
 
 
+REWARDED_BY = "rewarded_by"  # in an artifact's record: the metrics on which a rung was trained
+UNSEEN = ("quasi_exact_match", "chrf", "rougeL")  # metrics of texts that say whether another reward was gamed
+EQUAL = {"tolerance": 0.0}
 CUT = "the input was cut to fit the context"
 
 
@@ -41,6 +45,54 @@ def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
     """Load the metric of the artifact's task; `folder` is searched first for a function of the user."""
     task = artifact.signature
     return get_metric(task.metric, folder, task.metric_settings, refusal=task.refusal)
+
+
+def exact_metric(shape: Signature) -> str:
+    """Name the metric by which an answer is right or wrong as a whole."""
+    return {"json": "json_exact", "number": "within"}.get(shape.kind, "quasi_exact_match")
+
+
+def unseen_metrics(shape: Signature, rewarded: Collection[str]) -> list[Metric]:
+    """Name metrics of a task by which nothing was rewarded: of two kinds, as a reward can be gamed on one."""
+    names = {"json": ("json_exact", "json_field_f1"), "number": ("within",)}.get(shape.kind, UNSEEN)
+    unseen = [name for name in names if name not in rewarded][:2]
+    return [get_metric(name, settings=EQUAL if name == "within" else None) for name in unseen]
+
+
+def own_reward(arm: Artifact, answers: Sequence[Prediction], before: Sequence[Prediction], metric: Metric) -> str:
+    """Say why an arm may not be recommended that was trained on its own metric; empty if it may.
+
+    It may if it also gains by a metric that it was not rewarded by, or if the metric only says right or wrong.
+
+    Args:
+        arm: an artifact of the arm, whose record says by what it was rewarded.
+        answers: its answers.
+        before: those that the artifact gave to the same rows before it was trained so.
+        metric: the task's metric, by which both were scored.
+    """
+    rewarded = {name for each in arm.settings.values() for name in each.get(REWARDED_BY, ())}
+    if metric.name not in rewarded or metric.binary or not answers:
+        return ""
+
+    def gain(other: Metric) -> float:
+        sides = [
+            [score.value for score in other.scores([Case(row.prediction, row.expected, row.inputs) for row in rows])]
+            for rows in (answers, before)
+        ]
+        return sum(sides[0]) - sum(sides[1])
+
+    own = sum(row.score for row in answers) - sum(row.score for row in before)
+    unseen = {other.name: gain(other) for other in unseen_metrics(arm.signature, rewarded)}
+    if not gains_only_on(own, unseen):
+        return ""
+    return f"it gains by {metric.name}, which it was rewarded for, and not by {' or '.join(unseen)}"
+
+
+def readings_of(signature: Signature, folder: Path, texts: Sequence[str]) -> list[str]:
+    """What answers come to by the task's metric, without expected ones; empty for those that are invalid."""
+    reading = get_metric(signature.metric, folder, signature.metric_settings).reading
+    assert reading is not None
+    return [reading(text) for text in texts]
 
 
 def evaluate(

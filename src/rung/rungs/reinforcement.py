@@ -1,18 +1,26 @@
-"""Reinforcement learning on the task's own metric."""
+"""Reinforcement learning on the task's own metric, or on rewards that the user names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.best_of import best_of
 from rung.artifact.costs import FORWARD
+from rung.artifact.parts import Signature
 from rung.artifact.text import generation
 from rung.data.rows import LABELLED, Data, Example
 from rung.engines.base import Sampling
+from rung.evaluation.metrics.base import Case, Metric
+from rung.evaluation.metrics.judge import RUBRIC
+from rung.evaluation.metrics.registry import get_metric
+from rung.evaluation.scoring import REWARDED_BY, exact_metric, metric_of, unseen_metrics
 from rung.machine import Machine
 from rung.progress import Progress
 from rung.rungs.base import Applicability, Cost, Positive, rung, skip
@@ -26,9 +34,20 @@ if TYPE_CHECKING:
     from rung.training.examples import TrainingReport
     from rung.training.loop import Evaluate
     from rung.training.loss import Loss
-    from rung.training.rewards import Question
+    from rung.training.rewards import Question, Reward
 
-UNSEEN = "quasi_exact_match"  # the metric that is measured and never rewarded
+METRIC, EXACT = "metric", "exact"  # rewards that are the task's own metric, and the one of equal answers
+Weight = Annotated[float, Field(gt=0)]
+
+
+def _by(metric: Metric) -> Reward:
+    """A metric as a reward."""
+
+    def reward(rows: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        cases = [Case(text, row.outputs, {**row.inputs, **row.extra}) for row, text in zip(rows, texts, strict=True)]
+        return [score.value for score in metric.scores(cases)]
+
+    return reward
 
 
 @rung("rl", family="reinforcement", order=990)
@@ -49,6 +68,12 @@ class RL(FurtherTuning):
         group_size: answers to each row.
         batch_size: rows of a step.
         temperature: of the samples.
+        rewards: weights of the rewards, by name; an answer gets their weighted mean. `metric`: the task's own. `exact`:
+            whether it is the expected answer. `valid`: whether it has the form that the task asks for. `length`: 1 down
+            to 0 the longer it is than the expected one. `reward-model`: that of the artifact. `judge`: whether
+            `judge_model` prefers it to the expected answer. Any other is a metric's name, or a function of the user,
+            as `module:function`.
+        judge_model: the model of the reward `judge`.
         beta: weight of the divergence from the artifact as it was; it is measured also at 0.
         max_tokens: longest sampled answer; by default that of the artifact. One that is cut has no reward.
     """
@@ -60,6 +85,8 @@ class RL(FurtherTuning):
     group_size: Annotated[int, Field(ge=2)] = 8
     batch_size: Count = 16
     temperature: Positive = 1.0
+    rewards: Mapping[str, Weight] = field(default_factory=lambda: {METRIC: 1.0})
+    judge_model: str | None = None
     beta: NonNegative = 0.0
     max_tokens: Count | None = None
     learning_rate: Rate = 1e-4
@@ -75,6 +102,13 @@ class RL(FurtherTuning):
             return skip("its answers are not written directly, so none can be sampled")
         if artifact.weights.virtual_tokens:
             return skip("it does not train soft prompts")
+        decoder = best_of(artifact.decoder)
+        if "reward-model" in self.rewards and (decoder is None or decoder.reward is None):
+            return skip("its reward needs a reward model: put it on top of `reward-model`")
+        if ("judge" in self.rewards) != (self.judge_model is not None):
+            return skip("the reward `judge` and the setting `judge_model` go together", final=True)
+        if not self.rewards:
+            return skip("`rewards` names none", final=True)
         return super().suits(artifact, data)
 
     def training_rows(
@@ -95,29 +129,50 @@ class RL(FurtherTuning):
         return self.max_tokens or artifact.decoder.max_new_tokens or 0
 
     def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss, Evaluate | None]:
-        """The task's metric as the reward; exact matches are measured besides."""
+        """The rewards; other metrics are measured besides, and the task's own decides when to stop."""
         del progress
-        from rung.evaluation.metrics.base import Case, Metric
-        from rung.evaluation.metrics.registry import get_metric
-        from rung.evaluation.scoring import metric_of
-        from rung.training.rewards import Reward, RewardLoss
+        from rung.training.rewards import RewardLoss
 
-        def by(metric: Metric) -> Reward:
-            def reward(rows: Sequence[Example], texts: Sequence[str]) -> list[float]:
-                cases = [
-                    Case(text, row.outputs, {**row.inputs, **row.extra}) for row, text in zip(rows, texts, strict=True)
-                ]
-                return [score.value for score in metric.scores(cases)]
-
-            return reward
-
-        metric, seen = metric_of(run.artifact, run.data.folder), run.artifact.signature.metric == UNSEEN
-        sampling = Sampling(self._longest(run.artifact), self.temperature)
+        shape, folder = run.artifact.signature, run.data.folder
+        unseen = {metric.name: _by(metric) for metric in unseen_metrics(shape, self._metrics(shape))}
         loss = RewardLoss(
-            run.engine, run.change, LIVE, by(metric), {} if seen else {UNSEEN: by(get_metric(UNSEEN))},
-            self.advantage, self.group_size, sampling, self.beta, self.seed,
+            run.engine, run.change, LIVE, {name: self._reward(name, run, folder) for name in self.rewards},
+            self.rewards, unseen, self.advantage, self.group_size,
+            Sampling(self._longest(run.artifact), self.temperature), self.beta, self.seed,
         )  # fmt: skip
         return run.rows, loss, self.metric_of(run) if run.held_out else None
+
+    def _metrics(self, shape: Signature) -> list[str]:
+        """The names of the rewards, with those of metrics in place of `metric` and `exact`."""
+        return [{METRIC: shape.metric, EXACT: exact_metric(shape)}.get(name, name) for name in self.rewards]
+
+    def _reward(self, name: str, run: TrainingRun, folder: Path | None) -> Reward:
+        """The reward of this name."""
+        artifact, writer, decoder = run.artifact, generation(run.artifact.decoder), best_of(run.artifact.decoder)
+        if name == METRIC:
+            return _by(metric_of(artifact, folder))
+        if name == "judge":
+            return _by(get_metric(name, settings={"model": self.judge_model, "rubric": RUBRIC}))
+        if name == "valid":
+            assert writer is not None
+            return lambda rows, texts: [float(writer.is_valid(text)) for text in texts]
+        if name == "length":
+            return lambda rows, texts: [
+                min(1.0, max(map(len, row.outputs)) / max(1, len(text))) for row, text in zip(rows, texts, strict=True)
+            ]
+        if name != "reward-model":
+            return _by(get_metric(exact_metric(artifact.signature) if name == EXACT else name, folder))
+        assert decoder is not None
+
+        def rated(rows: Sequence[Example], texts: Sequence[str]) -> list[float]:
+            prompts = [each.messages for each in artifact.render(rows)]
+            return [1 / (1 + math.exp(-value)) for (value,) in decoder.rated(artifact, prompts, [[t] for t in texts])]
+
+        return rated
+
+    def facts(self, artifact: Artifact) -> dict[str, Any]:
+        """By what it was rewarded: the decision has to know."""
+        return {REWARDED_BY: self._metrics(artifact.signature)}
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Sampling every answer once an epoch, scoring it under the reference, and training on it."""

@@ -7,7 +7,7 @@ and nothing is clipped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,8 +116,9 @@ class RewardLoss(StepLoss):
     Attributes:
         engine: runs the weights as trained so far, under the name `live`.
         change: what is trained; as it is when the loss is made, it is the reference.
-        reward: scores answers.
-        parts: further measures of answers, by name: they are reported, and nothing is trained on them.
+        rewards: score answers, by name.
+        weights: of the rewards, by name; the reward of an answer is their weighted mean.
+        unseen: further measures of answers, by name: they are reported, and nothing is trained on them.
         advantage: how rewards become gradients.
         size: answers to each question.
         sampling: how they are sampled.
@@ -128,8 +129,9 @@ class RewardLoss(StepLoss):
     engine: TorchEngine
     change: Change
     live: str
-    reward: Reward
-    parts: dict[str, Reward]
+    rewards: Mapping[str, Reward]
+    weights: Mapping[str, float]
+    unseen: Mapping[str, Reward]
     advantage: AdvantageName
     size: int
     sampling: Sampling
@@ -139,7 +141,19 @@ class RewardLoss(StepLoss):
     def __post_init__(self) -> None:
         self._start = {name: p.detach().clone() for name, p in self.change.parameters().items()}
         self._measures: dict[str, float] = {}
+        self._parts: dict[str, float] = {}
         self._divergence: list[float] = []
+
+    def reward(self, asked: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        """The reward of every answer; NaN where a part of it cannot be told."""
+        parts = {name: list(reward(asked, texts)) for name, reward in self.rewards.items()}
+        if len(parts) > 1:
+            self._parts = {name: _mean(values) for name, values in parts.items()}
+        total = sum(self.weights.values())
+        return [
+            sum(self.weights[name] * value for name, value in zip(parts, values, strict=True)) / total
+            for values in zip(*parts.values(), strict=True)
+        ]
 
     def begin(self, rows: Sequence[Question], step: int) -> Sequence[Group]:
         """Sample answers, score them and make the groups of the step."""
@@ -174,15 +188,14 @@ class RewardLoss(StepLoss):
         scored = [reward for reward in rewards if not math.isnan(reward)]
         logprobs = [value for each in done for value in each.logprobs]
         self._measures = {
-            "reward": sum(scored) / max(1, len(scored)), "unscorable": 1 - len(scored) / len(rewards),
+            "reward": _mean(rewards), "unscorable": 1 - len(scored) / len(rewards),
             "finished": sum(each.finish_reason == "stop" for each in done) / len(done),
             "length": sum(each.completion_tokens for each in done) / len(done),
             "distinct": sum(len(set(part)) for part in self._by_row(texts)) / len(texts),
             "entropy": -sum(logprobs) / max(1, len(logprobs)),
         }  # fmt: skip
-        for name, measure in self.parts.items():
-            values = measure(asked, texts)
-            self._measures[name] = sum(values) / len(values)
+        self._measures |= {f"reward {name}": value for name, value in self._parts.items()}
+        self._measures |= {name: _mean(measure(asked, texts)) for name, measure in self.unseen.items()}
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
@@ -237,16 +250,22 @@ class RewardLoss(StepLoss):
             {name: sum(each[name] for each in part) / count for name in part[0]}
             for part in (measures[:count], measures[-count:])
         )
-        return {"rewards": {"first": first, "last": last, "warnings": warnings(first, last, tuple(self.parts))}}
+        return {"rewards": {"first": first, "last": last, "warnings": warnings(first, last, tuple(self.unseen))}}
 
 
-def warnings(first: dict[str, float], last: dict[str, float], parts: Sequence[str]) -> list[str]:
-    """Say what is suspicious about a run whose measures went from `first` to `last`."""
+def _mean(values: Sequence[float]) -> float:
+    """The mean of those that can be told."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / max(1, len(known))
+
+
+def warnings(first: dict[str, float], last: dict[str, float], unseen: Sequence[str]) -> list[str]:
+    """Say what is suspicious about a run whose measures, of which some are `unseen`, went from `first` to `last`."""
     found = []
     gained = last["reward"] > first["reward"]
     found += [
         f"the reward rose while `{name}`, on which nothing is trained, fell"
-        for name in parts
+        for name in unseen
         if gained and last[name] < first[name]
     ]
     if last["distinct"] < SHRUNK * first["distinct"]:
