@@ -60,7 +60,7 @@ def test_model_facts_need_no_download(tmp_path, monkeypatch):
 
 def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
     steps = list(walk(facts))
-    assert len({step.key for step in steps}) == len(RULES) == 19
+    assert len({step.key for step in steps}) == len(RULES) == 20
     for answered in steps:
         assert answered.answer in ("yes", "no", "unknown")
         assert answered.answer != "unknown" or answered.ask
@@ -121,13 +121,23 @@ def test_several_labels(facts):
 
 
 def test_preferences_are_learned_where_texts_differ_in_more_than_right_and_wrong(facts):
-    assert effects(facts, "preferences") == {"preference": "not", "reinforcement": "not"}
+    assert effects(facts, "preferences") == {"preference": "not"}
     pairs, thumbs = replace(facts, kind="text", pairs=90), replace(facts, kind="text", verdicts=90)
-    of_pairs = {"dpo": "help", "orpo": "help", "simpo": "help", "kto": "unknown", "reinforcement": "unknown"}
+    of_pairs = {"dpo": "help", "orpo": "help", "simpo": "help", "reward-model": "help", "kto": "unknown"}
     assert effects(pairs, "preferences") == of_pairs
-    of_thumbs = {"dpo": "not", "orpo": "not", "simpo": "not", "kto": "help", "reinforcement": "unknown"}
+    of_thumbs = {"dpo": "not", "orpo": "not", "simpo": "not", "reward-model": "not", "kto": "help"}
     assert effects(thumbs, "preferences") == of_thumbs
-    assert effects(replace(facts, pairs=90), "preferences") == {"preference": "not", "reinforcement": "not"}
+    assert effects(replace(facts, pairs=90), "preferences") == {"preference": "not"}
+
+
+def test_rewards_need_a_program_that_checks_answers(facts):
+    assert effects(facts, "checker") == {"reinforcement": "not", "best-of-n": "not"}  # gold labels
+    text = replace(facts, kind="text", metric="rougeL")
+    assert effects(text, "checker") == {"reinforcement": "unknown", "best-of-n": "unknown"}
+    checked = replace(text, metric="sql_execution")
+    assert step(checked, "checker").answer == "yes"
+    assert effects(checked, "checker") == {"reinforcement": "help", "best-of-n": "help"}
+    assert effects(replace(text, kind="number"), "checker")["reinforcement"] == "help"
 
 
 def test_prompt_search_wants_rows(facts):

@@ -17,6 +17,7 @@ from rung.task import Task
 CHARACTERS_PER_TOKEN = 4  # of English text under usual vocabularies
 DEMONSTRATIONS = 5  # shown at once, as the few-shot rungs do
 FEW_ROWS, FEW_PER_LABEL = 100, 8
+CHECKED = ("sql_execution", "code", "final_number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class Facts:
     rarest: int | None = None  # training rows of the rarest label
     pairs: int = 0  # of a better and a worse answer, in `data.preferences`
     verdicts: int = 0  # on single answers there
+    metric: str = ""  # the task's
+
+    @property
+    def checked(self) -> bool:
+        """Whether a program says if an answer is right: it runs it, or reads a number or record in it."""
+        return self.metric in CHECKED or self.kind in ("number", "json")
 
     @property
     def few(self) -> bool:
@@ -91,6 +98,7 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
         corpus=task.corpus is not None,
         pairs=sum(each.pair is not None for each in data.preferences),
         verdicts=sum(each.pair is None for each in data.preferences),
+        metric=task.metric_name,
         rarest=min((counts[label] for label in data.labels), default=None),
     )
 

@@ -41,6 +41,8 @@ FROZEN_FEATURES = _arxiv("Tunstall et al. 2022, Efficient few-shot learning with
 PROMPT_WORTH = _arxiv("Le Scao & Rush 2021, How many data points is a prompt worth?", "2103.08493")
 LIMA = _arxiv("Zhou et al. 2023, LIMA: less is more for alignment", "2305.11206")
 PREFERENCES = _arxiv("Rafailov et al. 2023, Direct preference optimization", "2305.18290")
+MAJORITY = _arxiv("Wang et al. 2023, Self-consistency improves chain of thought reasoning", "2203.11171")
+OVEROPTIMIZED = _arxiv("Gao et al. 2023, Scaling laws for reward model overoptimization", "2210.10760")
 NEIGHBOURS = _arxiv("Liu et al. 2022, What makes good in-context examples for GPT-3?", "2101.06804")
 PEFT_CHEAPER = _arxiv("Liu et al. 2022, Few-shot parameter-efficient fine-tuning is better and cheaper", "2205.05638")
 RETRIEVAL = _arxiv("Lewis et al. 2020, Retrieval-augmented generation", "2005.11401")
@@ -366,14 +368,31 @@ RULES = (
                     lambda f: f.pairs > 0 and f.kind in ("text", "chat", "json")),
             Effect(("answer verdicts",), "help", "verdicts on single answers teach what to write and what not to",
                     lambda f: f.verdicts > 0 and f.kind in ("text", "chat", "json")),
-            Effect(("reinforcement",), "not", "the label is known: training on it is the same objective, without noise",
-                    lambda f: f.kind in LABELLED, True),
-            Effect(("reinforcement",), "unknown", "it pays after fine-tuning, where a program can check answers",
-                    lambda f: f.kind not in LABELLED),
             Effect(("answer verdicts",), "unknown", "pairs say more than their answers apart",
                     lambda f: f.pairs > 0 and not f.verdicts and f.kind in ("text", "chat", "json")),
         ),
         PREFERENCES,
+    ),
+    Rule(
+        "checker", "Can a program check an answer?", lambda f: f.checked,
+        lambda f: f"the metric is {f.metric}",
+        "let it choose among several answers, and reward those that are right after fine-tuning",
+        "a reward would be a model's opinion, or the distance from the expected text",
+        (
+            Effect(("reinforcement",), "not", "the label is known: training on it is the same objective, without noise",
+                    lambda f: f.kind in LABELLED, True),
+            Effect(("reinforcement",), "help", "after fine-tuning, answers of its own that are right teach it more",
+                    lambda f: f.checked and f.kind not in LABELLED),
+            Effect(("reinforcement",), "unknown", "without a program that checks answers, a reward is easily gamed",
+                    lambda f: not f.checked and f.kind not in LABELLED),
+            Effect(("best of several",), "not", "the labels are scored: there is nothing to choose among",
+                    lambda f: f.kind in LABELLED, True),
+            Effect(("best of several",), "help", "answers that come to the same result are right more often",
+                    lambda f: f.checked and f.kind not in LABELLED),
+            Effect(("best of several",), "unknown", "it costs as many answers as it samples, and a reward model tells "
+                    "them apart only where people compared answers", lambda f: not f.checked),
+        ),
+        lambda f: MAJORITY if f.checked else OVEROPTIMIZED,
     ),
     Rule(
         "thousand", "A thousand labelled rows, or failures collected?",
