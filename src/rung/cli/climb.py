@@ -18,6 +18,7 @@ from rung.errors import ConfigError, MachineError, PreemptedError, ThresholdErro
 
 if TYPE_CHECKING:
     from rung.climbing import Climb
+    from rung.evaluation.metrics.judge import AnswerPair
     from rung.evaluation.result import ClimbResult
 
 DEMO = Path("rung-demo")
@@ -292,29 +293,72 @@ def _number(text: str) -> float:
 
 def judge(
     task: options.TaskFile,
-    human: Annotated[Path, Argument(metavar="HUMAN", help=(
+    human: Annotated[Path | None, Argument(metavar="[HUMAN]", help=(
         "Pairs that people judged: the task's inputs, `first`, `second`, and `preference` (first, second or tie)."
-    ))],
+    ))] = None,
+    run: Annotated[Path | None, Option(help="A run folder, whose answers are judged instead.")] = None,
+    of: Annotated[str | None, Option(help="The rung whose answers are judged; default: the recommended one.")] = None,
+    over: Annotated[str, Option(help="The rung that it is compared with.")] = "zero-shot",
+    model: Annotated[str | None, Option(
+        help="The model that judges; default: that of the task's metric.", callback=options.named,
+    )] = None,
     sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Say how far the judge of a task (`metric: {name: judge, ...}`) agrees with people."""
-    from rung.evaluation.metrics.judge import RUBRIC, agreement, open_judge, read_pairs
+    """Say how far a judge agrees with people, or how often it prefers one rung's answers to another's."""
+    from rung.evaluation.metrics.judge import RUBRIC, agreement, open_judge, read_pairs, win_rate
 
     loaded = options.load_task(task, sets)
-    if loaded.metric_name != "judge":
+    settings = loaded.metric_settings if loaded.metric_name == "judge" else {}
+    if (name := model or settings.get("model")) is None:
         message = f"the metric of {loaded.name} is {loaded.metric_name}, not a judge"
-        raise ConfigError("bad-option", message, hint="write `metric: {name: judge, model: ..., rubric: ...}`")
+        hint = "write `metric: {name: judge, model: ..., rubric: ...}`, or give --model"
+        raise ConfigError("bad-option", message, hint=hint)
+    if (human is None) == (run is None):
+        raise ConfigError("bad-option", "give HUMAN or --run, and not both", hint="rung judge TASK pairs.jsonl")
+    opened = open_judge(str(name), settings.get("rubric", RUBRIC))
+    if run is not None:
+        side, pairs = _answers_of(run, of, over)
+        rate = win_rate(pairs, opened.compare(pairs))
+        share, low, high, controlled = (100 * value for value in (rate.rate, rate.low, rate.high, rate.controlled))
+        text = (
+            f"{side} wins {share:.1f} % [{low:.1f}, {high:.1f}] against {over}, {controlled:.1f} % at equal lengths\n"
+            f"{rate.wins} wins, {rate.losses} losses, {rate.ties} ties and {rate.unreadable} unreadable verdicts on "
+            f"{rate.rows} rows, each judged in both orders\n{rate.words:.1f} words an answer, against "
+            f"{rate.other_words:.1f}"
+        )
+        render.result(json, {"judge": name, "of": side, "over": over, **asdict(rate)}, text)
+        return
+    assert human is not None
     pairs, preferences = read_pairs(human, loaded.inputs)
-    settings = loaded.metric_settings
-    verdicts = open_judge(settings["model"], settings.get("rubric", RUBRIC)).compare(pairs)
-    measured = agreement(verdicts, preferences)
+    measured = agreement(opened.compare(pairs), preferences)
     text = (
-        f"{settings['model']} agrees with people on {measured.agreed} of {measured.pairs} pairs: Cohen's kappa "
+        f"{name} agrees with people on {measured.agreed} of {measured.pairs} pairs: Cohen's kappa "
         f"{measured.kappa:.2f} (1: fully, 0: as by chance)\n"
         f"{measured.consistent} verdicts hold when the answers swap places\n"
         f"{measured.unreadable} verdicts could not be read"
     )
-    render.result(json, {"judge": settings["model"], **asdict(measured)}, text, then=("rung", "climb", task, "--plan"))
+    render.result(json, {"judge": name, **asdict(measured)}, text, then=("rung", "climb", task, "--plan"))
+
+
+def _answers_of(run: Path, of: str | None, over: str) -> tuple[str, list[AnswerPair]]:
+    """The answers of two rungs of a run to the same rows of its confirmation, as pairs."""
+    from rung.climbing.store import RunStore
+    from rung.evaluation.metrics.judge import AnswerPair, question_of
+    from rung.evaluation.result import ClimbResult
+
+    result, store = ClimbResult.read(run), RunStore(run)
+    side = of or result.recommended
+    own, other = (
+        {key: row for key, row in store.predictions(name).items() if row.split == result.rows} for name in (side, over)
+    )
+    if side == over or not own.keys() & other.keys():
+        known = ", ".join(each.name for each in result.rungs if each.score is not None)
+        message = f"{run} has no rows that both {side} and {over} answered"
+        raise ConfigError("bad-option", message, hint=f"give two rungs with --of and --over: {known}")
+    return side, [
+        AnswerPair(question_of(row.inputs), row.prediction, other[key].prediction)
+        for key, row in own.items() if key in other
+    ]  # fmt: skip
 
 
 def rungs(

@@ -27,7 +27,7 @@ GROUPS = {
         "report": "show the report of a climb again",
         "eval": "score an artifact; exit 1 below a bar",
         "confidence": "measure how sure answers are, and what abstaining brings",
-        "judge": "measure how far a judge agrees with people",
+        "judge": "measure how far a judge agrees with people, or how often it prefers answers",
         "rungs": "list the techniques and their settings",
         "tune": "search the settings of one technique",
     },

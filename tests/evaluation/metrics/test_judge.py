@@ -12,7 +12,15 @@ from fake_engine import speaker
 from rung.engines import opening
 from rung.errors import EngineError
 from rung.evaluation.metrics.base import Case
-from rung.evaluation.metrics.judge import AnswerPair, PairwiseJudge, agreement, open_judge
+from rung.evaluation.metrics.judge import (
+    AnswerPair,
+    PairVerdict,
+    PairwiseJudge,
+    agreement,
+    at_equal_lengths,
+    open_judge,
+    win_rate,
+)
 from rung.evaluation.metrics.registry import get_metric
 
 
@@ -111,3 +119,33 @@ def test_a_judge_that_answers_nonsense_stops_the_run(judge: Any) -> None:
     assert caught.value.code == "reply-unreadable"
     assert "3 of 3" in caught.value.message
     assert "banana" in caught.value.message
+
+
+def test_the_win_rate_counts_ties_half_and_has_an_interval() -> None:
+    pairs = [AnswerPair("q", "one two", "one")] * 10
+    verdicts = [PairVerdict("first", "first", ("A", "B"))] * 6
+    verdicts += [PairVerdict("first", "second", ("A", "A")), PairVerdict("first", "unreadable", ("A", "?"))]
+    verdicts += [PairVerdict("second", "second", ("B", "A"))] * 2
+    found = win_rate(pairs, verdicts)
+    assert (found.rows, found.wins, found.losses, found.ties, found.unreadable) == (10, 6, 2, 1, 1)
+    assert found.rate == pytest.approx(0.7)
+    assert found.low < 0.7 < found.high
+    assert (found.words, found.other_words) == (2, 1)
+    with pytest.raises(ValueError, match="no pairs"):
+        win_rate([], [])
+
+
+def test_the_win_rate_at_equal_lengths_is_that_of_a_logistic_regression() -> None:
+    """A judge that prefers the longer answer, whoever wrote it, prefers nobody at equal lengths."""
+    import numpy as np
+    import statsmodels.api as sm
+
+    rng = np.random.default_rng(0)
+    longer = rng.normal(2, 3, 500)
+    wins = (rng.random(500) < 1 / (1 + np.exp(-longer))).astype(float)
+    assert wins.mean() > 0.65
+    assert at_equal_lengths(wins.tolist(), longer.tolist()) == pytest.approx(0.5, abs=0.06)
+    x = sm.add_constant(np.tanh(longer / longer.std()))
+    wanted = sm.GLM(wins, x, family=sm.families.Binomial()).fit().params[0]
+    assert at_equal_lengths(wins.tolist(), longer.tolist()) == pytest.approx(1 / (1 + np.exp(-wanted)), abs=2e-3)
+    assert 0.5 < at_equal_lengths([1.0] * 20, [3.0] * 20) < 1  # where nothing tells lengths apart

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from rung.data.examples import column
 from rung.data.sources import read_rows
 from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
 from rung.errors import DataError, EngineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
 from rung.evaluation.metrics.labels import cohens_kappa
+from rung.evaluation.statistics import mean_interval
 from rung.models.messages import Messages
 
 MAX_CHOICE_TOKENS = 4
@@ -166,6 +169,67 @@ def agreement(verdicts: Sequence[PairVerdict], human: Sequence[Preference]) -> A
     consistent = sum(v.readable and v.straight == v.swapped for v in verdicts)
     agreed = sum(a == b for a, b in zip(preferences, human, strict=True))
     return Agreement(len(preferences), unreadable, consistent, agreed, cohens_kappa(preferences, human))
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often a judge prefers one side's answers to the other's; a tie counts half a win."""
+
+    rows: int
+    wins: int  # preferred in both orders
+    losses: int
+    ties: int  # as the judge says, or as it changes its mind when the answers swap places
+    unreadable: int  # they count as ties
+    rate: float
+    low: float  # 95 % interval over rows (bootstrap)
+    high: float
+    words: float  # mean length of the side's answers
+    other_words: float
+    controlled: float  # the rate as it would be if both sides' answers were equally long
+
+
+def win_rate(pairs: Sequence[AnswerPair], verdicts: Sequence[PairVerdict]) -> WinRate:
+    """Say how often the first answers of some pairs win against the second ones.
+
+    Judges like long answers. The controlled rate is that of a logistic regression on the difference of lengths in
+    words, at no difference (Dubois et al. 2024, Length-controlled AlpacaEval, https://arxiv.org/abs/2404.04475).
+
+    Example:
+        >>> pairs = [AnswerPair("q", "yes", "no")] * 4
+        >>> win_rate(pairs, [PairVerdict("first", "first", ("A", "B"))] * 4).rate
+        1.0
+
+    Raises:
+        ValueError: there are no pairs, or not as many verdicts.
+    """
+    if not pairs:
+        raise ValueError("there are no pairs")
+    values: dict[Preference, float] = {"first": 1.0, "second": 0.0, "tie": UNDECIDED, "unreadable": UNDECIDED}
+    found = [values[verdict.preference] for _, verdict in zip(pairs, verdicts, strict=True)]
+    lengths = [(len(pair.first.split()), len(pair.second.split())) for pair in pairs]
+    low, high = mean_interval(found, seed=0)
+    own, other = (sum(side) / len(pairs) for side in zip(*lengths, strict=True))
+    preferences = [verdict.preference for verdict in verdicts]
+    return WinRate(
+        len(found), found.count(1.0), found.count(0.0), preferences.count("tie"), preferences.count("unreadable"),
+        sum(found) / len(found), low, high, own, other, at_equal_lengths(found, [a - b for a, b in lengths]),
+    )  # fmt: skip
+
+
+def at_equal_lengths(wins: Sequence[float], differences: Sequence[float]) -> float:
+    """Predict the mean of `wins` at a difference of 0, by logistic regression on the standardized differences.
+
+    A penalty, that of one row, keeps the coefficients finite where lengths tell wins and losses apart.
+    """
+    spread = float(np.std(differences)) or 1.0
+    x = np.column_stack([np.ones(len(wins)), np.tanh(np.array(differences) / spread)])
+    y, weights = np.array(wins), np.zeros(2)
+    for _ in range(50):  # Newton's method
+        p = 1 / (1 + np.exp(-x @ weights))
+        gradient = x.T @ (p - y) + weights / len(wins)
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2) / len(wins)
+        weights = weights - np.linalg.solve(curvature, gradient)
+    return float(1 / (1 + np.exp(-weights[0])))
 
 
 def judge_metric(settings: Mapping[str, Any]) -> Metric:
