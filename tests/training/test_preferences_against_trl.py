@@ -1,12 +1,16 @@
-"""Losses on preferences against TRL: same rows, order, adapter and optimizer give the same course."""
+"""Losses on preferences and rewards against TRL: same rows, order, adapter and optimizer give the same course."""
 
 import gc
+import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import llama
 
+from rung.data.rows import Example
+from rung.engines.base import Generation, Sampling
 from rung.engines.opening import open_torch
 from rung.training.config import TrainConfig
 from rung.training.loop import plan_batches, train
@@ -21,6 +25,8 @@ from rung.training.preferences import (
     sequence_logprobs,
     simpo,
 )
+from rung.training.reward_model import BradleyTerryLoss, RewardHead
+from rung.training.rewards import Question, RewardLoss
 
 STEPS, BATCH, BETA, SMOOTHING = 50, 4, 0.5, 0.1
 SCHEDULE = TrainConfig(
@@ -36,8 +42,6 @@ def config():
 
 def some_pairs(count, *, equal=False):
     """Rows of random tokens; with `equal`, better answers have three tokens each."""
-    import random
-
     rng = random.Random(0)
 
     def some(low, high):
@@ -51,11 +55,15 @@ def some_pairs(count, *, equal=False):
     return [made[i] for batch in plan_batches(made, SCHEDULE) for i in batch]
 
 
-def ours(model, rows, make, monkeypatch):
+def keep_order(monkeypatch):
     monkeypatch.setattr(
         "rung.training.loop.epoch_batches",
         lambda part, size, rng: (list(range(i, i + size)) for i in range(0, len(part), size)),
     )
+
+
+def ours(model, rows, make, monkeypatch):
+    keep_order(monkeypatch)
     torch.manual_seed(0)
     change = PeftAdapter(model, config())
     rows = [replace(row, reference=values) for row, values in zip(rows, sequence_logprobs(model, rows), strict=True)]
@@ -66,14 +74,18 @@ def ours(model, rows, make, monkeypatch):
     return [loss for _, loss in course.losses], course.norms
 
 
-def theirs(trainer_type, config_type, model, columns, folder, **settings):
-    """Train with TRL; the columns hold tokens already."""
+def theirs(
+    trainer_type, config_type, model, columns, folder, *, lora=None, options=None, after=lambda model: None, **settings
+):
+    """Train with TRL; the columns hold tokens already. `after` gets the model with its adapter."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from transformers import AutoTokenizer
 
     class InOrder(trainer_type):
         def _get_train_sampler(self, dataset=None):
+            if hasattr(self, "reward_funcs"):  # it has an order of its own, with every prompt several times
+                return super()._get_train_sampler(dataset)
             return SequentialSampler(self.train_dataset)
 
         def _prepare_dataset(self, dataset, *_, **__):
@@ -82,19 +94,22 @@ def theirs(trainer_type, config_type, model, columns, folder, **settings):
         def tokenize_row(self, feature, model=None):
             return feature
 
+    steps = settings.pop("max_steps", STEPS)
     arguments = config_type(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=STEPS, logging_steps=1,
+        output_dir=str(folder), max_steps=steps, logging_steps=1,
         learning_rate=SCHEDULE.learning_rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.01,
         max_grad_norm=1.0, optim="adamw_torch_fused", report_to="none", save_strategy="no", bf16=False, fp16=False,
         gradient_checkpointing=False, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-        remove_unused_columns=False, **settings,
+        remove_unused_columns=False, **{"per_device_train_batch_size": BATCH} | settings,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(open_torch("embedded").files.folder, local_files_only=True)
     torch.manual_seed(0)
-    wrapped = peft().get_peft_model(model, config())  # here, as the trainer sets a seed of its own
+    wrapped = peft().get_peft_model(model, lora or config())  # here, as the trainer sets a seed of its own
+    after(wrapped)
     trainer = InOrder(
-        model=wrapped, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer
-    )
+        model=wrapped, args=arguments, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer,
+        **options or {},
+    )  # fmt: skip
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
     del trainer
@@ -102,9 +117,9 @@ def theirs(trainer_type, config_type, model, columns, folder, **settings):
     return [entry["loss"] for entry in logs], [float(entry["grad_norm"]) for entry in logs]
 
 
-def compare(one, other):
+def compare(one, other, steps=STEPS):
     (losses, norms), (wanted, wanted_norms) = one, other
-    assert len(losses) == len(wanted) == STEPS
+    assert len(losses) == len(wanted) == steps
     assert losses == pytest.approx(wanted, abs=1e-4)
     assert norms == pytest.approx(wanted_norms, abs=1e-3, rel=1e-3)
 
@@ -211,3 +226,129 @@ def test_fifty_steps_without_a_reference(name, tmp_path, monkeypatch):
 
 def without_reference(objective):
     return lambda scores: objective(replace(scores, reference=torch.zeros_like(scores.reference)))
+
+
+# ---- reward models
+
+
+@ours_and_trls
+@pytest.mark.slow
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_fifty_steps_of_a_reward_model(margin, tmp_path, monkeypatch):
+    from transformers import LlamaForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    center, head = 0.01, torch.randn(32, generator=torch.Generator().manual_seed(1)) / 6
+    rows = some_pairs(STEPS * BATCH)
+    keep_order(monkeypatch)
+    base = model()
+    torch.manual_seed(0)
+    change = RewardHead(base, PeftAdapter(base, config()))
+    with torch.no_grad():
+        change.head.copy_(head)
+    loss = BradleyTerryLoss(base, head=change.head, margin=margin, center=center)
+    course = train(base, change, rows, SCHEDULE, loss=loss)
+
+    other = model()
+    settings = other.config.to_dict() | {"num_labels": 1, "pad_token_id": 0}
+    judge = LlamaForSequenceClassification(type(other.config)(**settings))
+    judge.model.load_state_dict(other.model.state_dict())
+
+    def with_head(wrapped):
+        for name, parameter in wrapped.named_parameters():
+            if "score" in name:
+                parameter.data.copy_(head)
+
+    columns = {
+        "chosen_ids": [[*row.prompt, *row.completions[0]] for row in rows],
+        "rejected_ids": [[*row.prompt, *row.completions[1]] for row in rows],
+        "margin": [margin] * len(rows),
+    }
+    names = sorted({name.split(".")[-1] for name, m in judge.model.named_modules() if isinstance(m, torch.nn.Linear)})
+    lora = peft().LoraConfig(
+        r=8, lora_alpha=16, target_modules=names, task_type="SEQ_CLS", modules_to_save=["score"]
+    )  # fmt: skip
+    wanted = theirs(
+        RewardTrainer, RewardConfig, judge, columns, tmp_path, lora=lora, after=with_head, max_length=None,
+        center_rewards_coefficient=center,
+    )  # fmt: skip
+    compare(([value for _, value in course.losses], course.norms), wanted)
+
+
+# ---- rewards: the same sampled answers, with the same rewards
+
+RL_STEPS, PROMPTS, GROUP, LONGEST = 20, 3, 4, 8
+ADVANTAGES = {  # TRL's names; its penalty of RLOO is part of the reward, so only GRPO's is compared
+    "rloo": ("rloo", 0.0, {"normalize_advantages": False}),
+    "grpo": ("grpo", 0.0, {"loss_type": "grpo", "scale_rewards": "group"}),
+    "grpo with a penalty": ("grpo", 0.3, {"loss_type": "grpo", "scale_rewards": "group"}),
+    "dr_grpo": ("dr_grpo", 0.0, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    "dapo": ("dapo", 0.0, {"loss_type": "dapo", "scale_rewards": "group"}),
+}
+
+
+class Rollouts:
+    """Sampled answers to some prompts, in the order in which both sides ask for them."""
+
+    def __init__(self):
+        rng = random.Random(0)
+
+        def some(low, high):
+            return tuple(rng.randrange(3, 97) for _ in range(rng.randint(low, high)))
+
+        self.prompts = [some(2, 9) for _ in range(RL_STEPS * PROMPTS)]
+        self.answers = [some(1, LONGEST) for _ in range(RL_STEPS * PROMPTS * GROUP)]
+        self.rewards = [rng.choice([0.0, 0.25, 1.0]) for _ in self.answers]
+        self.rewards[:GROUP] = [1.0] * GROUP  # a group that says nothing
+
+    def generate(self, requests):
+        """The answers to a step's requests, as our engine gives them; a text is the answer's number."""
+        first, self.given = self.given, self.given + len(requests)
+        return [
+            Generation(str(i), 1, len(self.answers[i]), "stop", 0.0, (0.0,), tokens=self.answers[i])
+            for i in range(first, self.given)
+        ]
+
+    given = 0
+
+
+@ours_and_trls
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "grpo with a penalty" else [pytest.mark.slow]) for n in ADVANTAGES]
+)
+def test_twenty_steps_on_the_same_answers(name, tmp_path, monkeypatch):
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    advantage, beta, settings = ADVANTAGES[name]
+    given, base = Rollouts(), model()
+    keep_order(monkeypatch)
+    torch.manual_seed(0)
+    change = PeftAdapter(base, config())
+    engine = SimpleNamespace(model=base, generate=given.generate)
+    example = Example("", {}, ("",), "")
+    loss = RewardLoss(
+        engine, change, "live", {"metric": lambda asked, texts: [given.rewards[int(text)] for text in texts]},
+        {"metric": 1.0}, {}, advantage, GROUP, Sampling(LONGEST, 1.0), beta, 0,
+    )  # fmt: skip
+    rows = [Question(prompt, ((1,),), f"row {i}", example=example, room=1) for i, prompt in enumerate(given.prompts)]
+    course = train(base, change, rows, replace(SCHEDULE, batch_size=PROMPTS), loss=loss)
+
+    trainer, arguments = (RLOOTrainer, RLOOConfig) if advantage == "rloo" else (GRPOTrainer, GRPOConfig)
+
+    class Fixed(trainer):
+        def _generate(self, prompts):
+            numbers = [int(prompt) * GROUP + i % GROUP for i, prompt in enumerate(prompts)]
+            ids = [list(given.prompts[int(prompt)]) for prompt in prompts], [list(given.answers[i]) for i in numbers]
+            texts = [str(i) for i in numbers]
+            return (*ids, texts) if trainer is RLOOTrainer else (*ids, None, texts, None, {}, None, [])
+
+    def reward(completions, **_):
+        return [given.rewards[int(text)] for text in completions]
+
+    wanted = theirs(
+        Fixed, arguments, model(), {"prompt": [str(i) for i in range(len(given.prompts))]}, tmp_path,
+        options={"reward_funcs": reward}, max_steps=RL_STEPS, per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP, max_completion_length=LONGEST, shuffle_dataset=False, beta=beta, **settings,
+    )  # fmt: skip
+    compare(([value for _, value in course.losses], course.norms), wanted, RL_STEPS)
+    assert max(wanted[1]) > 0.01
