@@ -390,7 +390,8 @@ RULES = (
             Effect(("best of several",), "help", "answers that come to the same result are right more often",
                     lambda f: f.checked and f.kind not in LABELLED),
             Effect(("best of several",), "unknown", "it costs as many answers as it samples, and a reward model tells "
-                    "them apart only where people compared answers", lambda f: not f.checked),
+                    "them apart only where people compared answers",
+                    lambda f: not f.checked and f.kind not in LABELLED),
         ),
         lambda f: MAJORITY if f.checked else OVEROPTIMIZED,
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from rung.training.changes import Change
 from rung.training.config import AdvantageName
 from rung.training.examples import Completions
 from rung.training.loss import StepLoss, packed_layers
-from rung.training.preferences import token_logprobs
+from rung.training.preferences import AT_ONCE, token_logprobs
 
 Reward = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]  # of each answer; NaN if it cannot be scored
 STD = 1e-4  # added to standard deviations, as in the papers
@@ -218,9 +218,12 @@ class RewardLoss(StepLoss):
         made = []
         model = self.engine.model
         with self._as_it_was(), packed_layers(model):
-            for group in groups:
-                values = tuple(tuple(each.tolist()) for each in token_logprobs(model, [group]))
-                made.append(Group(group.prompt, group.completions, group.source, group.weights, group.shares, values))
+            for first in range(0, len(groups), AT_ONCE):
+                part = groups[first : first + AT_ONCE]
+                values = iter(token_logprobs(model, part))
+                for group in part:
+                    reference = tuple(tuple(next(values).tolist()) for _ in group.completions)
+                    made.append(replace(group, reference=reference))
         return made
 
     def __call__(self, part: Sequence[Group]) -> torch.Tensor:
