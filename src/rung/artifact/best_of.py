@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 from rung.artifact.costs import FORWARD, Sizes, prompt_tokens
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Decoder, Prompts
@@ -22,7 +22,7 @@ from rung.prompts.extraction import majority
 
 Choice = Literal["votes", "check", "reward"]
 # The one place where an artifact names a module above it: metrics say what an answer comes to when it is run.
-READINGS = ("rung.evaluation.scoring", "readings_of")
+SCORING = "rung.evaluation.scoring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,7 @@ class BestOf(Generate):
         flat = [each.text.strip() for group in groups for each in group]
         meanings = [canonical(text) for text in flat]
         if self.choose == "check":
-            read = cast("Callable[..., list[str]]", getattr(import_module(READINGS[0]), READINGS[1]))
-            meanings = read(artifact.signature, Path(self.folder), flat)
+            meanings = import_module(SCORING).readings_of(artifact.signature, Path(self.folder), flat)
         chosen: list[tuple[int, float | None]] = []
         for number, ended in enumerate(whole):
             votes = meanings[number * self.samples : (number + 1) * self.samples]
