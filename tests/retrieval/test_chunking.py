@@ -116,6 +116,29 @@ def test_sentences_go_on_where_lines_were_broken(text, sentences):
     assert [text[start:end] for start, end in sentence_spans(text)] == sentences
 
 
+PASSAGE = """seconds: 2
+tools: [shop.py]
+```
+
+Functions run in a process of their own. If a call takes longer than
+`seconds`, the process ends.
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [(PASSAGE, ["seconds: 2", "tools: [shop.py]", "Functions run in a process of their own.",
+                "If a call takes longer than\n`seconds`, the process ends."]),
+     ("A task file names the tools.\n```\nseconds: 2\ntools: [a.b",
+      ["A task file names the tools.", "seconds: 2", "tools: [a.b"]),
+     ("run with\nyour rights: the process protects from endless loops and crashes, not from all.",
+      ["run with\nyour rights: the process protects from endless loops and crashes, not from all."]),
+     ("eggs\nmilk\nbread", ["eggs", "milk", "bread"])],
+)  # fmt: skip
+def test_a_passage_may_begin_inside_code_or_a_line(text, sentences):
+    assert [text[start:end] for start, end in sentence_spans(text)] == sentences
+
+
 def test_a_sentence_is_written_on_one_line():
     assert (
         unwrapped("the autho-\n  rization is well-\nknown and well-known")

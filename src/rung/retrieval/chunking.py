@@ -22,6 +22,7 @@ UNDERLINE = re.compile(r"(=+|--+)[ \t]*$")  # below a heading
 DELIMITER = re.compile(r"\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?$")  # below the first row of a table
 FENCE = re.compile(r"[ \t]*(```|~~~)")
 LINE = re.compile(r"[^\n]*\n|[^\n]+$")
+PROSE = re.compile(r"[^\W\d_]{2}[.!?。！？](?=\s|$)")  # a word at the end of a sentence
 # The end of a sentence: Latin, Greek, Arabic and Indic marks before a space; East Asian ones anywhere.
 SENTENCE_END = re.compile(r"[.!?…؟۔।;]['\"”’»)\]]*(?=\s)|[。！？]['\"”’」』）]*|\n")
 ITEM = re.compile(r"[ \t]*(?:[-*+•‣◦▪·–—>]|\(?(?:\d{1,3}|[A-Za-z])[.)])[ \t]")  # the beginning of a list item or quote
@@ -191,8 +192,11 @@ def _heading(block: str) -> tuple[int, str]:
 
 
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a text's sentences, tables and lines of code, without headings and bare marks."""
-    for kind, block_start, block_end in _blocks(text, markdown=True):
+    """Yield the spans of a text's sentences, tables and lines of code, without headings and bare marks.
+
+    The text may be a passage, which may begin inside a line or a block of code.
+    """
+    for kind, block_start, block_end in _blocks(text, markdown=True, fence=_begun_code(text)):
         if kind == "heading":
             continue
         for piece in _pieces(text, kind, block_start, block_end):
@@ -200,6 +204,15 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
             bare = kind == "code" and FENCE.match(text, start)
             if not bare and any(character.isalnum() for character in text[start:end]):
                 yield start, end
+
+
+def _begun_code(text: str) -> str:
+    """The mark that closes the code in which a passage begins: an odd one, bare, with code above and prose below."""
+    fences = [line for line in LINE.finditer(text) if FENCE.match(line[0])]
+    if len(fences) % 2 == 0 or (mark := fences[0][0].strip()) not in ("```", "~~~"):
+        return ""
+    below = text[fences[0].end() : fences[1].start() if fences[1:] else len(text)]
+    return mark if PROSE.search(below) and not PROSE.search(text, 0, fences[0].start()) else ""
 
 
 def _pieces(text: str, kind: BlockKind, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -230,18 +243,23 @@ def _goes_on(text: str, position: int, end: int, width: int) -> bool:
         return False
     if LABELLED.match(line) and LABELLED.match(following):
         return False
+    if "\n" not in text[:position].lstrip() and following[0].islower() and width > SHORT:
+        return True  # the first line, of which a passage may hold only the end
     word = following.split()[0]
     if word[0].islower() and (length >= SHORT or 2 * length >= width > SHORT):
         return True
     return SHORT <= length <= WIDE and length + len(word) >= FULL * width
 
 
-def _blocks(text: str, markdown: bool) -> Iterator[tuple[BlockKind, int, int]]:
-    """Yield headings, tables, code and paragraphs with their spans; blank lines divide paragraphs."""
+def _blocks(text: str, markdown: bool, fence: str = "") -> Iterator[tuple[BlockKind, int, int]]:
+    """Yield headings, tables, code and paragraphs with their spans; blank lines divide paragraphs.
+
+    `fence` is the mark that closes the code in which the text begins.
+    """
     open_kind: BlockKind | None = None
     front = FRONT_MATTER.match(text) if markdown else None
     lines = list(LINE.finditer(text, front.end() if front else 0))
-    begin, fence, underline = 0, "", -1
+    begin, underline = 0, -1
     for number, line in enumerate(lines):
         words = line[0].strip()
         below = lines[number + 1][0].strip() if markdown and number + 1 < len(lines) else ""
