@@ -298,6 +298,21 @@ def test_preference_pairs_learn_the_chosen_answer(row: Any, inputs: list[str], k
     }
 
 
+@pytest.mark.parametrize("names", [("first", "second"), ("response1", "response2")])
+@pytest.mark.parametrize("votes", [{"preference": "first"}, {"rater1": 1, "rater2": 2}, {"winner": "tie"}])
+def test_two_answers_and_who_is_better_are_no_rows(names: tuple[str, str], votes: dict[str, Any]) -> None:
+    rows = [{"instruction": f"say {i} to me", names[0]: f"{i} is said", names[1]: f"I say {i}", **votes}
+            for i in range(60)]  # fmt: skip
+    rows[7] |= dict.fromkeys(votes, "second" if "rater1" not in votes else 2)
+    lines("pairs.jsonl", *rows, count=60)
+    error = run("init", "pairs.jsonl").exception
+    assert (error.code, "says which of two answers is better" in str(error)) == ("bad-row", True)
+    shown = "[rater1, rater2]" if len(votes) == 2 else next(iter(votes))
+    keys = f"files: pairs.jsonl, first: {names[0]}, second: {names[1]}, preferred: {shown}"
+    assert f"preferences: {{{keys}}}" in error.hint
+    assert task_of("pairs.jsonl", "--output", names[0], "--inputs", "instruction")[0].output.kind == "text"
+
+
 def test_pairs_without_a_prompt_say_so() -> None:
     with pytest.raises(DataError, match="has preference pairs, but no prompt"):
         task_of(lines("pairs.jsonl", {"chosen": "good {i} one", "rejected": "bad {i} one"}))

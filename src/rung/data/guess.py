@@ -31,7 +31,7 @@ from rung.data.columns import (
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
-from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS
+from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS, refuse_comparisons
 from rung.data.quality import determines
 from rung.data.sources import READERS, FileFormat, detected, is_hub, kind_of, read_rows
 from rung.errors import ConfigError, DataError, suggest
@@ -380,6 +380,8 @@ def _pairs(table: Table) -> Guess | None:
     held = [name for name, column in table.columns.items() if column.holds != "nothing"]
     chosen, rejected = table.named(CHOSEN), table.named(REJECTED)
     if chosen not in held or rejected not in held:
+        cells = {name: [text_of(cell) for cell in table.cells(name) if not is_empty(cell)] for name in held}
+        refuse_comparisons(table.file, cells)
         return None
     named = [table.named((name,)) for name in PROMPT_NAMES]
     asked = [name for name in named if name in held and table.columns[name].holds != "constant"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,6 +38,28 @@ CONVERSATIONS = ("prompt", "messages", "conversations", "conversation")
 TIE = ("0", "0.0", "tie", "draw", "equal", "both", "none", "")
 DISAGREE = "people disagree about it"
 SAMPLE = 200  # pairs whose edit distance is measured
+
+
+def refuse_comparisons(file: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a table of two answers and who of them is better as the rows of a task: none of them is expected.
+
+    Raises:
+        DataError: `bad-row`: the table is one, by its columns and the texts in them.
+    """
+    names = {name.lower(): name for name in columns}
+    for first, second in zip(FIRST, SECOND, strict=True):
+        if first not in names or second not in names:
+            continue
+        votes = {*"12ab", "1.0", "2.0", "first", "second", first, second, *TIE}
+        given = {name: {text.strip().lower() for text in texts} for name, texts in columns.items()}
+        voted = [name for name, texts in given.items()
+                 if texts <= votes and (name.lower() in PREFERRED or not texts <= {"0", "1"})]  # fmt: skip
+        if voted:
+            shown = voted[0] if len(voted) == 1 else f"[{', '.join(voted)}]"
+            keys = f"files: {file.name}, first: {names[first]}, second: {names[second]}, preferred: {shown}"
+            hint = f"name it in a task that has rows with answers: `data: {{train: ..., preferences: {{{keys}}}}}`"
+            problem = f"{file} says which of two answers is better: it is preference data, without an expected answer"
+            raise DataError("bad-row", problem, hint=f"{hint}; or choose an answer: --output {names[first]}")
 
 
 def read_preferences(task: TaskSpec, labels: Sequence[str], report: SplitReport) -> list[tuple[Preference, str]]:
