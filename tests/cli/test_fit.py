@@ -69,13 +69,13 @@ def test_several_processes_make_the_artifact_of_one(command, tmp_path):
     command[place] = str(tmp_path / "stopped")
     command += ["--devices", "2", "--set", "rungs.lora.epochs=300"]
     command.remove("--quiet")
-    running = subprocess.Popen([*rung, *command], env=env, stderr=subprocess.PIPE, text=True)
-    for line in running.stderr:
-        if "training in 2 processes" in line:
-            running.send_signal(signal.SIGTERM)
-            break
-    rest = running.stderr.read()
-    assert running.wait() == 75, rest
+    with subprocess.Popen([*rung, *command], env=env, stderr=subprocess.PIPE, text=True) as running:
+        for line in running.stderr:
+            if "training in 2 processes" in line:
+                running.send_signal(signal.SIGTERM)
+                break
+        rest = running.stderr.read()
+    assert running.returncode == 75, rest
     assert rest.count("error[preempted]") == 1
     assert not (tmp_path / "stopped").exists()
     assert list((tmp_path / "cache" / "training").glob("*/step-*"))

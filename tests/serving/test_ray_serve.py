@@ -3,6 +3,8 @@
 import json
 import socket
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -93,3 +95,40 @@ def test_ray_serves_the_artifacts_of_a_base_model(cluster, artifacts, server, tm
     with ThreadPoolExecutor(16) as many:
         found = list(many.map(predicted, [name for name in names for _ in range(8)]))
     assert {answer.status_code for answer in found} == {200}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_replicas_grow_under_load_and_drop_nothing(cluster, artifacts):
+    from ray import serve
+
+    serve.run(build({
+        "artifacts": {"notes": str(artifacts["notes"])}, "target": 1, "most": 4, "replicas": [1, 2], "cpus": 0.5,
+    }))  # fmt: skip
+    body = {"model": "notes", "messages": [{"role": "user", "content": "Where is my card?"}], "max_tokens": 12}
+    end = threading.Event()
+
+    def ask(_):
+        found = []
+        while not end.is_set():
+            found.append(httpx.post(f"{cluster}/v1/chat/completions", json=body, timeout=120).status_code)
+        return found
+
+    def replicas():
+        (application,) = serve.status().applications.values()
+        return sum(
+            count for state, count in application.deployments["base-0"].replica_states.items() if state == "RUNNING"
+        )
+
+    with ThreadPoolExecutor(8) as many:
+        asked = [many.submit(ask, number) for number in range(8)]
+        for _ in range(600):
+            if replicas() == 2:
+                break
+            time.sleep(0.5)
+        grown = replicas()
+        time.sleep(3)
+        end.set()
+        statuses = [status for each in asked for status in each.result()]
+    assert grown == 2
+    assert set(statuses) == {200}
