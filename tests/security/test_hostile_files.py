@@ -142,6 +142,8 @@ MODELS = {
     "code from elsewhere": ("config.json", '{"a": [{"auto_map": {}}]}', "model-unsafe"),
     "deep settings": ("generation_config.json", DEEP, "model-damaged"),
     "settings that are a list": ("config.json", "[]", "model-damaged"),
+    "a billion layers": ("config.json", '{"text_config": {"num_hidden_layers": 1000000000}}', "model-damaged"),
+    "a billion experts": ("config.json", '{"num_local_experts": 1000000000}', "model-damaged"),
     "no settings": ("config.json", "null", "model-damaged"),
     "weights that are no map": ("model.safetensors.index.json", '{"weight_map": [1]}', "model-damaged"),
     "weights elsewhere": ("model.safetensors.index.json", '{"weight_map": {"a": "../x.safetensors"}}', "model-unsafe"),

@@ -126,6 +126,8 @@ PAPERS = {
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 MAX_ENTRIES = 10_000
+COUNTED = re.compile(r"(?:layers?|experts)$")  # keys of config.json
+MOST_COUNTED = 2048
 # Names that libraries import or take as file names.
 MODULE_CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
 MODULE_FOLDER = re.compile(r"|\w[\w.-]*(/\w[\w.-]*)*/?")
@@ -237,6 +239,8 @@ def _check_json(folder: Path, file: Path) -> None:
         if file.name == "config.json":
             raise _damaged(file, "is not a JSON object")
         return
+    if file.name == "config.json":
+        _check_counts(file, content)
     if file.name == "router_config.json":
         types = content.get("types")
         for kind in types.values() if isinstance(types, dict) else [types]:
@@ -250,6 +254,14 @@ def _check_json(folder: Path, file: Path) -> None:
             raise _damaged(file, "has no map of weights")
         for name in sorted({str(value) for value in shards.values()}):
             _check_shard(folder, file, name)
+
+
+def _check_counts(file: Path, content: Any) -> None:
+    """Refuse counts that no model has: transformers makes as many modules, even to look at names and shapes alone."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, int) and COUNTED.search(key) and value > MOST_COUNTED:
+            raise _damaged(file, f"has {key} {value:,}, and at most {MOST_COUNTED:,} can be")
+        _check_counts(file, value)
 
 
 def _check_template_names(file: Path, templates: Any) -> None:
