@@ -2,20 +2,29 @@
 
 import json
 import signal
+from contextlib import suppress
 
 import pytest
 
 from rung.data.chat import is_chat
+from rung.data.columns import as_number, look_at
+from rung.data.texts import numbers, words
 from rung.engines.api_server import constrained_answer
 from rung.engines.base import Constraint
 from rung.engines.constraints import schema_problem
 from rung.errors import RungError
 from rung.evaluation.metrics.execution import fenced, has_order
+from rung.evaluation.metrics.text import squad_words
+from rung.feedback.capture import Redactor
 from rung.models import bounded
 from rung.models.thinking import _WRITTEN
 from rung.prompts.overflow import _WORD_END
 from rung.prompts.prompt import _TAG
-from rung.retrieval.chunking import HEADING
+from rung.retrieval.chunking import HEADING, Chunker, sentence_spans
+from rung.retrieval.formats import rejoined
+from rung.retrieval.index import terms
+from rung.retrieval.passage import resolve
+from rung.serving.limits import Refused, RequestLimits, check_json
 
 LENGTH = 100_000
 READERS = {
@@ -32,6 +41,34 @@ READERS = {
     "empty lines": (is_chat, "\n"),
     "blanks and lines": (is_chat, "\n Human"),
 }
+
+
+def check_body(text):
+    with suppress(Refused):
+        check_json(text.encode(), RequestLimits())
+
+
+# Readers of rows, documents and answers, each with each of the pieces below.
+TEXT_READERS = {
+    "words": words,
+    "numbers": numbers,
+    "one number": as_number,
+    "a column": lambda text: look_at("a", [text] * 3),
+    "terms of BM25": terms,
+    "sentences": lambda text: list(sentence_spans(text)),
+    "redaction": Redactor().text,
+    "SQuAD": squad_words,
+    "a chat": is_chat,
+    "lines joined": lambda text: rejoined([text]),
+    "a body": check_body,
+    "passages": lambda text: Chunker(lambda part: len(part) // 4 + 1, 200, 20).cut(text, "t", markdown=True),
+    "citations": lambda text: resolve(text, ()),
+}
+PIECES = (
+    "a", " ", "1", "-", ".", "(", "[", "{", "<", '"', "'", "#", "|", "`", "=", "\\", ":", "_", "@", "\n", "\t", "é",
+    "中", "1,", "1.", "1 ", "1/", "1'234", "- a\n", "# a\n", "```\n", "---\n", "a: \n", "[1] ", "eyJaaaaaaaa-",
+    "a.b@", "<a ", "| a |\n", "|-|", "a-\n", "123 456 ", "DE12 ", "<tool_call>{", '{"name":', "a\u0301", "Answer: ",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -53,6 +90,14 @@ def processor_seconds():
 def test_time_grows_with_the_text(name):
     read, piece = READERS[name]
     read(piece * (LENGTH // len(piece)))
+
+
+@pytest.mark.parametrize("name", TEXT_READERS)
+@pytest.mark.usefixtures("processor_seconds")
+def test_no_reader_of_texts_is_slow(name):
+    for piece in PIECES:
+        for end in ("", "!"):
+            TEXT_READERS[name](piece * (LENGTH // 2 // len(piece)) + end)
 
 
 def test_the_linear_patterns_find_what_they_should():

@@ -263,6 +263,8 @@ def test_errors_have_their_class_code_and_parameter(chat, client):
         with pytest.raises(openai.BadRequestError, match="a text of 500,000 characters") as longest:
             ask("word " * 100_000)  # refused before it is encoded
         assert longest.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="a text of 100,000 tokens"):
+        client.completions.create(model=BASE, prompt=[1] * 100_000)  # before it is decoded
     with pytest.raises(openai.BadRequestError) as bad:
         chat(temperature=3)
     assert bad.value.param == "temperature"

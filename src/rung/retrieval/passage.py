@@ -68,7 +68,7 @@ def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
 
 WORD = 100  # characters before a mark that are looked at
 _NUMBERS = r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]"
-_CODE = r"(`+)(?!`).*?(?<!`)\1(?!`)"  # Markdown's spans and blocks
+_CODE = r"(?<!`)(`++).*?(?<!`)\1(?!`)"  # Markdown's spans and blocks
 _MARK = re.compile(rf"{_CODE}|\s?{_NUMBERS}", re.DOTALL)
 _END = re.compile(r"[.!?…:;,。！？；，、؟۔।\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff][\"'”’»)」』）*_]*$")
 _OPERATOR = re.compile(r"(?:[=+*/%<>({\[,:\\-]|\b(?:return|in))\s*$")  # before a list that is written as code

@@ -137,7 +137,7 @@ def completion_requests(target: CompletionTarget, body: CompletionRequest) -> li
         return [_artifact_request(target, body, row, body.max_tokens, None, logprobs=logprobs) for row in rows]
     if not isinstance(target.engine, LocalModel):
         raise _unsupported("prompt", "the model is behind an endpoint, and answers chat completions only")
-    _check_length(target, [prompt for prompt in body.prompts if isinstance(prompt, str)])
+    _check_length(target, body.prompts)
     tokenizer = target.engine.tokenizer
     room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
     converted: list[PlannedRequest] = []
@@ -278,13 +278,15 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     return read_inputs(values, columns, artifact.signature.kind, "the row")
 
 
-def _check_length(base: ServedModel | None, texts: Iterable[str]) -> None:
-    """Refuse a text that cannot fit the context before it is encoded whole."""
+def _check_length(base: ServedModel | None, texts: Iterable[str | Sequence[int]]) -> None:
+    """Refuse a text that cannot fit the context before it is encoded whole, and tokens before they are decoded."""
     if base is None or not isinstance(base.engine, LocalModel) or (context := base.engine.info.context) <= 0:
         return
     for text in texts:
-        if base.engine.tokenizer.exceeds(text, context):
-            problem = f"a text of {len(text):,} characters does not fit the context of {context:,} tokens"
+        too_long = base.engine.tokenizer.exceeds(text, context) if isinstance(text, str) else len(text) > context
+        if too_long:
+            what = "characters" if isinstance(text, str) else "tokens"
+            problem = f"a text of {len(text):,} {what} does not fit the context of {context:,} tokens"
             raise EngineError("context-overflow", problem, hint="shorten it, or choose a model with a longer context")
 
 
