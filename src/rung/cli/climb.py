@@ -73,9 +73,8 @@ def climb(
     )  # fmt: skip
     if plan:
         rows, notes = plan_rows(loaded, how)
-        render.result(
-            json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes), then=("rung", "climb", task)
-        )
+        then = f"rung {_again('--plan')}"
+        render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes), then=then)
         return
     tracker = _tracker(track)
     try:
@@ -103,13 +102,13 @@ def _tracker(name: str | None) -> Callable[[ClimbResult, Path], str] | None:
 
 
 def _again(*without: str) -> str:
-    """The command as it was given, without these options; all but `--resume` go with their values."""
+    """The command as it was given, without these options; all but `--resume` and `--plan` go with their values."""
     parts, kept = iter(sys.argv[1:]), list[str]()
     for part in parts:
         name, given, _ = part.partition("=")
         if name not in without:
             kept.append(part)
-        elif name != "--resume" and not given:
+        elif name not in ("--resume", "--plan") and not given:
             next(parts, None)
     return shlex.join(kept)
 

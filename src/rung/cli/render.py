@@ -110,20 +110,29 @@ TABLES = 3  # that the columns of a climb's result are spread over
 
 
 def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """Print the plan of a climb: the arms in the order in which they run, and what is left out."""
+    """Print the plan of a climb: the arms in the order in which they run, and what is left out.
+
+    On a narrow terminal, the columns are spread over several tables.
+    """
+    from rich.console import Console
+
     from rung.evaluation.report.words import money_text
 
     planned = [row for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
-    table(
-        ("rung", ">seconds", ">all so far", ">ms a row", ">tokens to fit", ">tokens a row", ">per 1,000", ">memory",
-         ">may gain"),
-        [
-            (row["name"], f"{row['seconds']:,.0f}", f"{row['so_far']:,.0f}", f"{1000 * row['row_seconds']:,.0f}",
-             f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}", money_text(row["price_per_1000"]),
-             f"{row['memory_bytes'] / 2**30:.1f} GiB", "" if row["gain"] is None else f"{100 * row['gain']:.1f} points")
-            for row in planned
-        ],
-    )  # fmt: skip
+    columns = {
+        "seconds": [f"{row['seconds']:,.0f}" for row in planned],
+        "all so far": [f"{row['so_far']:,.0f}" for row in planned],
+        "may gain": ["" if row["gain"] is None else f"{100 * row['gain']:.1f} points" for row in planned],
+        "per 1,000": [money_text(row["price_per_1000"]) for row in planned],
+        "ms a row": [f"{1000 * row['row_seconds']:,.0f}" for row in planned],
+        "tokens a row": [f"{row['tokens_per_row']:,}" for row in planned],
+        "tokens to fit": [f"{row['fit_tokens']:,}" for row in planned],
+        "memory": [f"{row['memory_bytes'] / 2**30:.1f} GiB" for row in planned],
+    }
+    console, names = Console(), [row["name"] for row in planned]
+    for heads in _packed(names, columns, console.width):
+        lines = zip(names, *(columns[head] for head in heads), strict=True)
+        table(("rung", *(f">{head}" for head in heads)), lines, console=console, wrapped=("rung",))
     for row in rows:
         if not row["applies"]:
             faint(f"not applicable: {row['name']}: {row['reason']}")
