@@ -19,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from rung.cli.main import app
+from rung.evaluation.report.words import glossary
 from rung.task import Task
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/commands.md": commands(),
         "reference/rungs.md": rungs(),
         "reference/flow-chart.md": flow_chart(),
+        "reference/glossary.md": glossary_page(),
         "reference/errors.md": (ROOT / "src/rung/explanations.md").read_text("utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
         "changes.md": (ROOT / "CHANGELOG.md").read_text("utf-8"),
@@ -157,6 +159,12 @@ def rungs() -> str:
             text += ["| setting | default |", "|---|---|"]
             text += [_row(f"`{key}`", _value(value) or "none") for key, value in each["settings"].items()]
     return "\n".join(text)
+
+
+def glossary_page() -> str:
+    """The words of reports and pages, from the file that they read."""
+    lines = [f"**{word}**\n:   {text}\n" for word, text in glossary().items()]
+    return "\n".join(["# What the words mean\n", "The report and the pages of `rung serve` show the same.\n", *lines])
 
 
 def flow_chart() -> str:

@@ -28,7 +28,7 @@ def interaction(number, **changes):
         inputs={"text": f"Where is card {number}?"}, prompt_sha256="p" * 64, actual="age_limit", confidence=0.9,
         prompt_tokens=12, completion_tokens=3, seconds=0.25, key=None, finish="stop", split="train",
     )  # fmt: skip
-    return replace(base, input_id="", **changes)
+    return replace(base, **{"input_id": "", **changes})
 
 
 def fill(store):

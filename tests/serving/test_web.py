@@ -2,11 +2,12 @@
 
 import html
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-from pages_server import PLANTED, begin_trial, pages
+from pages_server import PLANTED, begin_trial, interaction, pages
 
 from browser import Watched
 from rung.feedback.registry import Registry
@@ -15,7 +16,7 @@ from rung.yamlfile import sealed
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/intents/rows", "/runs/intents/row?split=test&id=row+13",
          "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
-         "/trials", "/trials/intents", "/load", "/nothing-here")  # fmt: skip
+         "/trials", "/trials/intents", "/load", "/glossary", "/nothing-here")  # fmt: skip
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 
 
@@ -38,6 +39,36 @@ def reviewing(watched, server):
     watched.page.goto(f"{server.url}/failures")
     watched.page.get_by_label("Reviewer").fill("Ann Østergård")
     return watched.page
+
+
+def test_words_are_explained_where_they_stand(site, watched):
+    watched.page.set_viewport_size({"width": 390, "height": 844})
+    watched.page.goto(f"{site.url}/runs/intents")
+    term = watched.page.get_by_role("button", name="stopped early")
+    term.focus()
+    watched.page.keyboard.press("Enter")
+    said = watched.page.get_by_text("The race ended this rung before all rows")
+    said.wait_for()
+    box = said.bounding_box()
+    assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    watched.page.keyboard.press("Escape")
+    said.wait_for(state="hidden")
+    watched.page.get_by_role("link", name="What the words mean").click()
+    watched.page.get_by_role("heading", name="What the words mean").wait_for()
+    assert watched.problems == []
+
+
+def test_failures_over_time_are_a_chart_and_a_table(changed, watched):
+    store = changed.wiring.store
+    store.record([interaction(number, at=datetime(2026, 1, 5, number % 24, tzinfo=UTC)) for number in range(50, 60)])
+    store.correct("r50", "card_arrival", "Ann")
+    watched.page.goto(f"{changed.url}/failures")
+    watched.page.get_by_text("Over time: 2026-01-02 to 2026-01-05").click()
+    rows = [row.split("\t") for row in watched.page.locator(".days tbody tr").all_inner_texts()]
+    assert rows == [["2026-01-05", "10", "0", "1"], ["2026-01-02", "4", "3", "0"]]
+    bars = watched.page.locator(".days rect.bar-1")  # also of the days between, on which nothing was asked
+    assert [float(bar.get_attribute("height")) for bar in bars.all()] == [32.0, 0.0, 0.0, 80.0]
+    assert watched.problems == []
 
 
 # ---- every page

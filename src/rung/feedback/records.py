@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -211,6 +211,16 @@ class CaseFilter:
     trial: str | None = None
     id: str | None = None
     contested: bool = False  # whether reviewers contradict each other about its input
+
+
+@dataclass(frozen=True, slots=True)
+class DayCount:
+    """The answers of one day, in UTC: all, those with a sign that they are wrong, those that a reviewer corrected."""
+
+    day: date
+    answers: int
+    suspicious: int
+    wrong: int
 
 
 EVERYTHING = CaseFilter()

@@ -8,7 +8,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rung.errors import DataError
@@ -20,6 +20,7 @@ from rung.feedback.records import (
     SPACE,
     CaseFilter,
     Correction,
+    DayCount,
     Feedback,
     Interaction,
     JudgedAnswer,
@@ -81,6 +82,19 @@ class FeedbackStore(StoreDatabase):
         cases = self._selected(which, _reasons(which.low_confidence)).subquery()
         statement = sa.select(sa.func.count()).select_from(cases)
         return self.run("read", lambda connection: connection.execute(statement).scalar_one())
+
+    def daily(self, task: str | None = None, *, days: int) -> list[DayCount]:
+        """Count the answers of each of the last days on which there were any, the oldest first."""
+        reasons = _reasons(CaseFilter().low_confidence)
+        cases = _select(CaseFilter(task=task), reasons).subquery()
+        day = sa.func.date(cases.c.at)
+        wrong = sa.func.trim(cases.c.expected, SPACE) != sa.func.trim(cases.c.actual, SPACE)  # none without a review
+        counted = (sa.func.sum(sa.case((condition, 1), else_=0)) for condition in (
+            sa.or_(*(cases.c[_flag(name)] for name in reasons)), wrong,
+        ))  # fmt: skip
+        statement = sa.select(day, sa.func.count(), *counted).group_by(day).order_by(day.desc()).limit(days)
+        rows = self.run("read", lambda connection: connection.execute(statement).all())
+        return [DayCount(date.fromisoformat(str(at)), *map(int, counts)) for at, *counts in reversed(rows)]
 
     def _selected(self, which: CaseFilter, reasons: dict[Reason, Condition]) -> sa.Select[Any]:
         statement = _select(which, reasons)

@@ -57,6 +57,7 @@ border-bottom:1px solid var(--line);align-items:center}
 .ladder .best{font-weight:600;color:var(--best)}.ladder .best .why{font-weight:400}
 .ladder .best svg{stroke:var(--best);fill:var(--best)}
 @media(max-width:40rem){.ladder li{grid-template-columns:1fr auto}.ladder svg{grid-column:1/-1;grid-row:2}}
+dt{font-weight:600}dd{margin:0 0 .5rem}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 pre{white-space:pre-wrap;background:var(--tint);padding:.7rem;font-size:.85rem;
 max-height:24rem;overflow:auto}
@@ -103,7 +104,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
             _paragraphs(words.retrieval_notes(result)) + rows_links("retrieval", *read) + rows_links("reading", *read),
         ),
         ("Data", _data(result.data)),
-        ("How this was measured", _paragraphs(words.method(result))),
+        ("How this was measured", _paragraphs(words.method(result)) + _folded("what the words mean", _glossary())),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     return f"""<!doctype html>
@@ -169,8 +170,8 @@ def _figure(drawn: Figure | None, *, wide: bool = True) -> str:
 
 def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
     """The most confused pairs of labels, each with a link to its rows."""
-    expected = [row.expected[0] for row in rows]
-    pairs = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
+    expected, answered = [row.expected[0] for row in rows], [row.prediction for row in rows]
+    pairs = confusion(answered, expected, sorted({*expected, *answered}))
     links = (
         rows_link(
             f"{pair.expected} as {pair.predicted}", pick=result.recommended, kind="wrong", expected=pair.expected,
@@ -251,6 +252,10 @@ def _training_data(result: ClimbResult) -> str:
         for name, values in data.items()
         if values
     )
+
+
+def _glossary() -> str:
+    return "<dl>" + "".join(f"<dt>{safe(word)}<dd>{safe(text)}" for word, text in words.glossary().items()) + "</dl>"
 
 
 def _data(data: Mapping[str, Any]) -> str:

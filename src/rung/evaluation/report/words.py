@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+import yaml
 
 from rung.artifact.artifact import Artifact
 from rung.data.quality import CANDIDATES, WANTED
@@ -15,6 +19,7 @@ from rung.evaluation.prices import Prices
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
+GLOSSARY = Path(__file__).with_name("glossary.yaml")
 TRAINING_DATA = "training_data"  # its key among a rung's settings
 OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of an example
 NAMED = 8  # rungs that a line names
@@ -198,6 +203,12 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes = whole // 60
     return f"{minutes} min {whole % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@cache
+def glossary() -> dict[str, str]:
+    """What the words of reports and pages mean."""
+    return {str(word): str(text) for word, text in yaml.safe_load(GLOSSARY.read_text("utf-8")).items()}
 
 
 def measured(result: ClimbResult) -> list[RungResult]:

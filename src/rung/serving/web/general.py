@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from rung.evaluation.report.html import content_policy
-from rung.evaluation.report.words import left_out
+from rung.evaluation.report.words import glossary, left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
 from rung.serving.context import Context
 from rung.serving.limits import Refused
@@ -114,6 +114,12 @@ def static(name: str) -> Response:
         raise Refused(404, "not-found", "there is no such file")
     headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
     return FileResponse(HERE / "static" / name, media_type=FILES[name], headers=headers)
+
+
+@router.get("/glossary")
+def words(request: Request) -> Response:
+    """Say what the words of the pages mean."""
+    return page(request, "glossary", "Glossary", glossary=glossary())
 
 
 @router.get("/load")

@@ -6,6 +6,7 @@ import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from difflib import SequenceMatcher
 from typing import Annotated, Literal
 from urllib.parse import quote, unquote, urlencode
@@ -15,7 +16,7 @@ from fastapi.responses import Response
 
 from rung.errors import DataError, RungError
 from rung.feedback.corrections import matched_label
-from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, ReviewCase
+from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, DayCount, ReviewCase
 from rung.feedback.store import FeedbackStore
 from rung.serving.context import context_of, reviewers_only
 from rung.serving.endpoints import ranked
@@ -26,6 +27,7 @@ DifferenceKind = Literal["same", "gone", "new"]
 LIKELIEST = 5  # labels on the keys 1 to 5
 MAX_WORDS = 2000  # of both texts together; the time of matching grows with their product
 SHOWN = 50  # cases of one list
+DAYS, CHART = 60, (600.0, 80.0)  # of the chart of failures; its width and height
 REVIEWER = "rung_reviewer"  # the cookie with the reviewer's name
 VIEWS: Mapping[str, tuple[str, CaseFilter]] = {
     "queue": ("Queue", QUEUE),
@@ -192,7 +194,7 @@ def _page(
     values = {
         "look": look, "views": VIEWS, "reasons": REASONS, "tasks": sorted(tasks | {look.task} - {""}), "cases": cases,
         "total": store.count(look.filter), "shown": SHOWN, "case": chosen, "opened": identity is not None,
-        "done": done, "problem": problem, "reviewer": reviewer or reviewer_of(request),
+        "days": _days(store, look), "done": done, "problem": problem, "reviewer": reviewer or reviewer_of(request),
     }  # fmt: skip
     if chosen is not None:
         interaction = chosen.interaction
@@ -205,6 +207,36 @@ def _page(
             "history": store.history(interaction.id), "feedback": store.feedback(interaction.id),
         }  # fmt: skip
     return page(request, "failures", "Failures", status=status, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class DayBar:
+    """A day of the chart: its place, and how high its three counts are, in units of the view box."""
+
+    count: DayCount
+    x: float
+    heights: tuple[float, float, float]
+
+
+def _days(store: FeedbackStore, look: ReviewQuery) -> list[DayBar]:
+    """Lay out the answers of the last days, without gaps where none were asked; nothing for a single day."""
+    counts = store.daily(look.task or None, days=DAYS)
+    if len(counts) < 2:
+        return []
+    known, last = {each.day: each for each in counts}, counts[-1].day
+    first = max(counts[0].day, last - timedelta(days=DAYS - 1))
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    most, step = max(each.answers for each in counts), CHART[0] / len(days)
+    shown = [known.get(day, DayCount(day, 0, 0, 0)) for day in days]
+    return [
+        DayBar(each, round(step * place, 1), (_height(each.answers, most), _height(each.suspicious, most),
+               _height(each.wrong, most)))
+        for place, each in enumerate(shown)
+    ]  # fmt: skip
+
+
+def _height(count: int, most: int) -> float:
+    return round(CHART[1] * count / most, 1)
 
 
 def _cases(store: FeedbackStore, look: ReviewQuery) -> list[ReviewCase]:

@@ -15,9 +15,10 @@ from urllib.parse import parse_qsl
 
 from fastapi import Depends
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from markupsafe import Markup
 from starlette.requests import Request
 
-from rung.evaluation.report.words import count_text
+from rung.evaluation.report.words import count_text, glossary
 from rung.serving.access import Sessions
 from rung.serving.context import context_of
 from rung.serving.limits import Refused
@@ -119,12 +120,22 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
+        "term": _term,
         "pair": lambda value: (value, value),  # of an option: its value, and its text
         "percent": lambda value: f"{100 * value:.1f} %",
         "short": lambda value: str(value)[:12],
         "count": count_text, "time": _time, "seconds": _seconds,
     }  # fmt: skip
     return environment
+
+
+def _term(shown: str, word: str = "") -> Markup:
+    """A word whose meaning opens at a click, a tap or a key; once on a page. `word` is its entry in the glossary."""
+    word = word or shown
+    name = "term-" + word.replace(" ", "-").replace(",", "")
+    return Markup(
+        '<button type="button" class="term" popovertarget="{}">{}</button><span popover id="{}">{}</span>'
+    ).format(name, shown, name, glossary()[word])
 
 
 def _time(value: datetime | float) -> str:
