@@ -11,6 +11,7 @@ from rung.evaluation.decision import decide
 from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
+from rung.evaluation.report import plots
 from rung.evaluation.report.explorer import answered_rows
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price, svg
@@ -323,6 +324,10 @@ def test_frames_hold_the_measured_rungs_and_every_row(result, predictions, tmp_p
     ]  # fmt: skip
     rows = climb.rows_frame()
     assert rows.groupby("rung").score.mean().to_dict() == {"features": 2 / 3, "zero-shot": 0.0}
+
+
+def test_notebooks_show_figures_without_pyplot(result):
+    assert plots.ladder(result)._repr_png_().startswith(b"\x89PNG")
 
 
 def test_figures_are_those_of_matplotlib(result, predictions, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,28 @@ STYLE: Any = {
 def _drawing(title: str, width: float, height: float) -> Iterator[Figure]:
     """A figure, and the style while it is drawn."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = _shown_figure()(figsize=(width, height), layout="constrained")
         figure.set_label(title)
         figure.patch.set_alpha(0)
         yield figure
+
+
+@cache
+def _shown_figure() -> type[Figure]:
+    """A figure that notebooks show, also those in which nobody has imported pyplot."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            with rc_context(STYLE):
+                self.savefig(drawn, format="png", dpi=90)
+            return drawn.getvalue()
+
+    return ShownFigure
 
 
 def svg(figure: Figure | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from difflib import SequenceMatcher
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, unquote, urlencode
 
 from fastapi import APIRouter, Depends, Request
@@ -209,17 +209,11 @@ def _page(
     return page(request, "failures", "Failures", status=status, **values)
 
 
-@dataclass(frozen=True, slots=True)
-class DayBar:
-    """A day of the chart: its place, and how high its three counts are, in units of the view box."""
+def _days(store: FeedbackStore, look: ReviewQuery) -> list[dict[str, Any]]:
+    """Lay out the answers of the last days, with those on which none were asked; nothing for a single day.
 
-    count: DayCount
-    x: float
-    heights: tuple[float, float, float]
-
-
-def _days(store: FeedbackStore, look: ReviewQuery) -> list[DayBar]:
-    """Lay out the answers of the last days, without gaps where none were asked; nothing for a single day."""
+    Each has its `count`, and its place and the heights of its bars in units of the view box.
+    """
     counts = store.daily(look.task or None, days=DAYS)
     if len(counts) < 2:
         return []
@@ -229,8 +223,8 @@ def _days(store: FeedbackStore, look: ReviewQuery) -> list[DayBar]:
     most, step = max(each.answers for each in counts), CHART[0] / len(days)
     shown = [known.get(day, DayCount(day, 0, 0, 0)) for day in days]
     return [
-        DayBar(each, round(step * place, 1), (_height(each.answers, most), _height(each.suspicious, most),
-               _height(each.wrong, most)))
+        {"count": each, "x": round(step * place, 1),
+         "heights": [_height(number, most) for number in (each.answers, each.suspicious, each.wrong)]}
         for place, each in enumerate(shown)
     ]  # fmt: skip
 
