@@ -53,6 +53,10 @@ def test_answers_are_sentences_of_the_documents_and_bad_questions_are_left_out(i
         ("Is it so that the water in the boiler may have ninety degrees at most or not?", False),  # holds a copy
         ("Water boiler ninety degrees?", False),  # the same words
         ("What temperature of the boiler is mentioned in the text?", False),  # about a text that nobody sees
+        ("How hot may Maria's boiler get?", False),  # nobody has named her
+        ("How hot may the boiler get at 7 bar?", False),
+        ("How hot may the boiler get? What about the water?", False),
+        ("What is it that the boiler does to it?", False),
     ],
 )
 def test_a_question_is_no_copy_and_says_what_it_is_about(question, good):

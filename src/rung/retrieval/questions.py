@@ -50,6 +50,8 @@ ABOUT_TEXT = re.compile(
     r"|section|page)s?\b|\bmentioned\b|\bdescribed\b",
     re.IGNORECASE,
 )
+OPEN = re.compile(r"\b(?:it|they|them|him|her|this|these|those)\?$", re.IGNORECASE)  # what does it mean?
+NAMED = re.compile(r"(?<=\s)[A-ZÀ-Þ]\w+|\d+")  # names and numbers inside a question
 
 
 class _Drawn(NamedTuple):
@@ -76,7 +78,7 @@ def write_questions(
         requests = [GenerateRequest(_prompt(one), Sampling(max_tokens=64)) for one in asked]
         written = engine.generate(requests, progress=progress)
         questions = [each.text.strip().partition("\n")[0].strip("\"'* ") for each in written]
-        good = [pair for pair in zip(questions, asked, strict=True) if is_good(pair[0], pair[1].answer)]
+        good = [pair for pair in zip(questions, asked, strict=True) if is_good(pair[0], pair[1].answer, pair[1].title)]
         for question, one in _answered(index, good, progress):
             span = {"document": one.document, "start": one.start, "end": one.start + len(one.answer)}
             row = {"question": question, "answer": unwrapped(one.answer), "spans": [span], "synthetic": True}
@@ -86,9 +88,14 @@ def write_questions(
     return list(rows.values())[:number]
 
 
-def is_good(question: str, answer: str) -> bool:
-    """Whether a text is one question, says what it is about, and is not a copy of its answer."""
+def is_good(question: str, answer: str, title: str = "") -> bool:
+    """Whether a text is one question, says what it is about, names nobody new, and is not a copy of its answer."""
     asked, said = terms(question), terms(answer)
+    known = f"{title} {answer}".casefold()
+    if len(re.findall("[?？؟]", question)) != 1 or OPEN.search(question):
+        return False
+    if any(name.casefold() not in known for name in NAMED.findall(question)):
+        return False
     if not question.endswith(("?", "？", "؟")) or len(asked) < 3 or ABOUT_TEXT.search(question):
         return False
     runs = {tuple(said[place : place + RUN]) for place in range(len(said) - RUN + 1)}
