@@ -19,6 +19,7 @@ from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError
 from rung.retrieval import packages
 from rung.retrieval.documents import list_sources, read_documents
+from rung.retrieval.formats import rejoined
 
 
 def read(folder, **settings):
@@ -267,6 +268,10 @@ def test_pdf_words_are_joined_and_forms_are_read(docs):
     assert found["docs/a.pdf"].text.rstrip() == (
         "The authorization of a well-known office.\nA well-known form, Baden-Baden (fi)\nName: Ann Lee"
     )
+
+
+def test_a_typographic_hyphen_may_stand_apart_from_its_word():
+    assert rejoined(["demo \u2010\ncracy, a \u2010\nb, one -\ntwo"]) == ["democracy, a \u2010\nb, one -\ntwo"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

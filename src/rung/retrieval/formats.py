@@ -33,7 +33,7 @@ APART = {"option", "optgroup", "select", "textarea", "button", "label", "td", "t
 CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 INVISIBLE = {0xAD: None, 0x2060: None, 0xFEFF: None}  # soft hyphens and marks that join
-HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]{2,}+)[-\u2010\xad][ \t]*\n[ \t]*([^\W\d_]+)")
+HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]{2,}+)(?:[-\xad]| ?\u2010)[ \t]*\n[ \t]*([^\W\d_]+)")
 # Metadata before a Markdown text, between two lines of `---`, as static sites have it.
 FRONT_MATTER = re.compile(r"---[ \t]*\r?\n((?:(?>\w[\w .-]*:(?=\s).*|[ \t]+.*|- .*|#.*)?\r?\n)*?)---[ \t]*(?:\r?\n|$)")
 MARKDOWN_TITLE = re.compile(r"\s*(?:#[ \t]++([^\n]+)|([^\s#>|`~-][^\n]*)\n=++[ \t]*$)", re.MULTILINE)
