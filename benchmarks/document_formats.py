@@ -144,11 +144,11 @@ def word(file: Path, parts: Sequence[Block]) -> None:
         new.writestr("word/footnotes.xml", f"<w:footnotes {WORD}>{''.join(notes)}</w:footnotes>")
 
 
-def markup(parts: Sequence[Block], soft: bool = False) -> str:
-    """Write blocks as HTML; `soft` puts a soft hyphen into long words."""
+def markup(parts: Sequence[Block], soft: int = 0) -> str:
+    """Write blocks as HTML, with a soft hyphen in words of at least `soft` letters; 0 for none."""
     lines = []
     for heading, text in parts:
-        shown = re.sub(r"\b(\w{4})(\w{4,})", "\\1\u00ad\\2", text) if soft else text
+        shown = re.sub(rf"\b(\w{{4}})(\w{{{soft - 4},}})", "\\1\u00ad\\2", text) if soft else text
         lines.append(f"<h2>{escape(shown)}</h2>" if heading else f"<p>{escape(shown)}</p>")
     return "\n".join(lines)
 
@@ -158,18 +158,18 @@ def html(file: Path, parts: Sequence[Block]) -> None:
     menu = "".join(f"<li><a href=/{n}>Offer {n}</a></li>" for n in range(20))
     hidden = "<div style='display:none'>Subscribe to our letter</div><script>var secret = 1</script>"
     file.write_text(
-        f"<!doctype html><title>{file.stem}</title><nav><ul>{menu}</ul></nav>{hidden}<main>{markup(parts, soft=True)}"
+        f"<!doctype html><title>{file.stem}</title><nav><ul>{menu}</ul></nav>{hidden}<main>{markup(parts, soft=8)}"
         "</main><footer>Imprint</footer>",
         encoding="utf-8",
     )
 
 
 def pdf(file: Path, parts: Sequence[Block]) -> None:
-    """Two columns, justified, with words divided at line ends."""
+    """Two columns, justified, with long words divided at line ends."""
     from playwright.sync_api import sync_playwright
 
     style = "body {columns: 2; text-align: justify; font: 10pt serif} p {text-indent: 1em; margin: 0}"
-    soft = markup(parts, soft=True)  # Chromium has no dictionary everywhere, but divides at soft hyphens
+    soft = markup(parts, soft=12)  # Chromium has no dictionary everywhere, but divides at soft hyphens
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
