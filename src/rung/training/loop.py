@@ -153,6 +153,8 @@ class _Run:
                 break
             self._checkpoint(force=result.steps == stop_after or (stop and result.steps < last))
             if stop and result.steps < last:
+                # The others wait until it is written: srun and torchrun end the first process once another has ended.
+                self.world.any(True)
                 kept = "its state is kept" if self.checkpoints is not None else "nothing of it is kept"
                 raise PreemptedError(
                     "preempted", f"a signal ended the training after step {result.steps} of {steps}; {kept}",
