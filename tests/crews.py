@@ -12,6 +12,7 @@ from rung.cluster.crew import ClimbCrew
 from rung.cluster.executor import Executor
 from rung.task import Task
 
+SPEED = 5e10  # operations a second that the machine is taken to have
 RUNGS = ("majority", "nearest-row", "tfidf-head", "calibrate")
 TIMES = re.compile(r"seconds|created|^price_|^cost$|^lifetime|^money$|^artifact$|^tokens_per_second$|^sha256$")
 

@@ -4,11 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from crews import report_of, run
+from crews import SPEED, report_of, run
+from rung import machine
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import LabelScoring
 from rung.artifact.parts import Signature
 from rung.prompts.prompt import Prompt
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_speed():
+    """The order of arms depends on the speed of this machine, which other processes change."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(machine, "_matmul_rate", lambda: SPEED)
+    machine.this_machine.cache_clear()
+    yield
+    patch.undo()
+    machine.this_machine.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from rung.cluster.executor import Dispatcher
 from rung.cluster.job import Job, Storage
 from rung.cluster.parts import parts_folder, predict_in_parts
 from rung.cluster.processes import open_executor
-from rung.errors import MachineError
+from rung.errors import ArtifactError
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,15 +103,16 @@ def test_a_climb_that_loses_a_node_ends_with_the_report_of_one_process(free_task
 
 
 def test_a_task_is_ended_when_its_job_is_cancelled(nodes, tmp_path):
-    dispatcher = Dispatcher(open_executor("", "ray"), Storage(tmp_path / "jobs"))
+    executor = open_executor("", "ray")
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
     key = dispatcher.send(Job(kind="predict", out="", data=str(tmp_path / "nowhere")))
     dispatcher.cancel([key])
     assert not dispatcher.knows(key)
     failing = dispatcher.send(Job(kind="predict", out="", artifact=str(tmp_path), seed=1))
     dispatcher.wait([failing])
-    with pytest.raises(MachineError, match="not an artifact"):
-        dispatcher.result(failing)
     dispatcher.close()
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        dispatcher.result(failing)
 
 
 def test_without_a_cluster_one_of_this_machine_is_started(nodes, letters, letters_folder, tmp_path, monkeypatch):

@@ -32,20 +32,52 @@ LEAST, MOST = 8, 128  # rows of a job
 LOOKS = 0.2  # seconds between two looks for a part of a training
 
 
-class ClimbCrew:
+class _Crew:
+    """What both kinds have in common: a folder of jobs, and who sends them."""
+
+    def __init__(
+        self, executor: Executor, run: Path, jobs: str, task: Task, data: Data, seed: int,
+        money_left: Callable[[], float],
+    ) -> None:  # fmt: skip
+        own = f"{run.name}-{hash_of(str(run.resolve()), 8)}"
+        self._storage = Storage(jobs) / own if jobs else Storage(run / "jobs")
+        self._dispatcher = Dispatcher(executor, self._storage)
+        self._dispatcher.money_left = money_left
+        file, overrides = task.source
+        self._job = Job(
+            kind="fit", out="", task=str(file), overrides=overrides, task_fingerprint=task.fingerprint(),
+            data_fingerprint=data.fingerprint, seed=seed,
+        )  # fmt: skip
+        self._scratch = TemporaryDirectory(prefix="rung-crew-")
+
+    @property
+    def workers(self) -> int:
+        """How many jobs run at once."""
+        return self._dispatcher.slots
+
+    @property
+    def money(self) -> float:
+        """What the workers' hours have cost, without those of this machine."""
+        return self._dispatcher.money
+
+    def close(self, *, done: bool) -> None:
+        """End the workers; when all is done, remove the jobs."""
+        self._dispatcher.close()
+        self._scratch.cleanup()
+        if done:
+            self._storage.remove()
+
+
+class ClimbCrew(_Crew):
     """The workers of one climb; see `rung.climbing.options.Crew`."""
 
     def __init__(self, executor: Executor, jobs: str, task: Task, data: Data, store: RunStore, seed: int) -> None:
+        super().__init__(executor, store.folder, jobs, task, data, seed, lambda: store.budget.money_left)
         self._store = store
-        self._storage = _storage(store.folder, jobs)
-        self._dispatcher = Dispatcher(executor, self._storage)
-        self._dispatcher.money_left = lambda: store.budget.money_left
-        self._job = _template(task, data, seed)
         self._fits: dict[str, str] = {}  # by key, the job that makes it
         self._parts: dict[str, str] = {}  # by key of a part, where it is
         self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by key and split, the job that answers each row
         self._machine = ""
-        self._scratch = TemporaryDirectory(prefix="rung-crew-")
         for job, result in jobs_in(self._storage):
             self._take_over(job, result)
 
@@ -59,16 +91,6 @@ class ClimbCrew:
             self._fits.setdefault(key, number)
         elif job.split:
             self._rows.setdefault((key, job.split), {}).update(dict.fromkeys(job.ids, number))
-
-    @property
-    def workers(self) -> int:
-        """How many jobs run at once."""
-        return self._dispatcher.slots
-
-    @property
-    def money(self) -> float:
-        """What the workers' hours have cost, without those of this machine."""
-        return self._dispatcher.money
 
     def fit(self, key: str, rung: str, base: str, fold: int | None, *, parts: bool, ahead: bool) -> None:
         """Send the job that makes an artifact."""
@@ -173,37 +195,28 @@ class ClimbCrew:
         return {row.id: row for row in (Prediction.of(json.loads(line)) for line in lines)}
 
     def close(self, *, done: bool) -> None:
-        """End the workers; when the climb is done, remove the jobs."""
-        self._dispatcher.close()
-        work = self._dispatcher
-        self._store.budget.say(f"workers were busy for {3600 * work.hours:.0f} s, {work.wasted:.0f} s of it not needed")
-        self._scratch.cleanup()
-        if done:
-            self._storage.remove()
+        """End the workers, and say what they did; when the climb is done, remove the jobs."""
+        super().close(done=done)
+        busy, wasted = 3600 * self._dispatcher.hours, self._dispatcher.wasted
+        self._store.budget.say(f"workers were busy for {busy:.0f} s, {wasted:.0f} s of it not needed")
 
 
-class SearchCrew:
+class SearchCrew(_Crew):
     """The workers of one search of settings; see `rung.climbing.tune.TrialCrew`."""
 
     def __init__(
         self, executor: Executor, jobs: str, task: Task, data: Data, rung: str, zero: Artifact, run: Path, seed: int,
         money_left: Callable[[], float],
     ) -> None:  # fmt: skip
-        self._storage = _storage(run, jobs)
-        self._dispatcher = Dispatcher(executor, self._storage)
-        self._dispatcher.money_left = money_left
+        super().__init__(executor, run, jobs, task, data, seed, money_left)
         base = run / "zero-shot"
         if not base.exists():
             zero.save(base)
         own = fingerprint(base)
-        self._job = _template(task, data, seed).model_copy(
-            update={
-                "kind": "trial", "rung": rung, "held_out": True, "artifact_fingerprint": own,
-                "artifact": shared(self._storage, base, own),
-            }
-        )  # fmt: skip
+        address = shared(self._storage, base, own)
+        change = {"kind": "trial", "rung": rung, "held_out": True, "artifact": address, "artifact_fingerprint": own}
+        self._job = self._job.model_copy(update=change)
         self._numbers: dict[str, int] = {}  # of the trials that run, by job
-        self._scratch = TemporaryDirectory(prefix="rung-crew-")
         self._finished = [job for job, _ in self._found() if job.settings]
 
     def _found(self) -> Iterator[tuple[Job, Result]]:
@@ -212,16 +225,6 @@ class SearchCrew:
             if job.model_copy(update={"settings": {}, "options": {}}).id == self._job.id:
                 self._dispatcher.found(job, result)
                 yield job, result
-
-    @property
-    def workers(self) -> int:
-        """How many trials run at once."""
-        return self._dispatcher.slots
-
-    @property
-    def money(self) -> float:
-        """What the workers' hours have cost, without those of this machine."""
-        return self._dispatcher.money
 
     def start(self, number: int, settings: Mapping[str, Any], earlier: Mapping[str, Sequence[float]]) -> None:
         """Send the job of a trial, unless one with these settings is done."""
@@ -243,24 +246,3 @@ class SearchCrew:
         result, number = self._dispatcher.result(key), self._numbers.pop(key)
         folder = fetch(Storage(self._dispatcher.job(key).out), result, Path(self._scratch.name)) / "artifact"
         return number, Raced(Artifact.load(folder) if folder.exists() else None, **result.values)
-
-    def close(self, *, done: bool) -> None:
-        """End the workers; when the search is done, remove the jobs."""
-        self._dispatcher.close()
-        self._scratch.cleanup()
-        if done:
-            self._storage.remove()
-
-
-def _storage(run: Path, jobs: str) -> Storage:
-    """Where the jobs of a run are: in its folder, or under its name at the address that all workers reach."""
-    return Storage(jobs) / f"{run.name}-{hash_of(str(run.resolve()), 8)}" if jobs else Storage(run / "jobs")
-
-
-def _template(task: Task, data: Data, seed: int) -> Job:
-    """What all jobs of a run have in common."""
-    file, overrides = task.source
-    return Job(
-        kind="fit", out="", task=str(file), overrides=overrides, task_fingerprint=task.fingerprint(),
-        data_fingerprint=data.fingerprint, seed=seed,
-    )  # fmt: skip

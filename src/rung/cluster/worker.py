@@ -166,11 +166,12 @@ def _artifact_of(job: Job) -> Iterator[Artifact]:
         if not place.local:
             folder = Path(scratch) / "artifact"
             place.get(folder)
-        if job.artifact_fingerprint and fingerprint(folder) != job.artifact_fingerprint:
-            raise _mismatch(f"the artifact in {job.artifact} is another than when the job was made")
         if refused := missing(permits_of(folder)):
             raise refusal(refused, folder)
-        loaded = _loaded(str(folder), fingerprint(folder))
+        own = fingerprint(folder) if (folder / MANIFEST).is_file() else ""
+        loaded = _loaded(str(folder), own)
+        if job.artifact_fingerprint not in ("", own):
+            raise _mismatch(f"the artifact in {job.artifact} is another than when the job was made")
         if job.engine and loaded.engine not in (job.engine, "auto"):
             raise _mismatch(f"the job is for the engine {job.engine}, and its artifact for {loaded.engine}")
         yield loaded
