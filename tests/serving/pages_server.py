@@ -15,6 +15,7 @@ from rung.feedback.registry import Registry
 from rung.feedback.trials import start
 from rung.serving.metrics import CAPTURE
 from rung.serving.web.site import PageSources
+from rung.serving.web.starter import Starter
 from rung.yamlfile import sealed
 
 PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title = 'planted'\">"
@@ -126,9 +127,12 @@ def pages(served, artifacts, folder, **options):
     begun_run(runs / "letters")
     wiring = build_capture(folder / "failures.db")
     fill(wiring.store)
-    places = PageSources(runs, wiring.store, folder / "registry")
+    (folder / "tasks").mkdir()
+    starter = Starter(folder / "tasks", {}, ("--out", str(runs)))
+    places = PageSources(runs, wiring.store, folder / "registry", starter)
     with running(served, routers=wiring.routers, pages=places, **options) as server:
         server.context.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
+        server.starter = starter
         server.wiring, server.registry = wiring, folder / "registry"
         server.fingerprint = fingerprint(artifacts["few-shot"])
         yield server

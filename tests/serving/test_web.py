@@ -16,7 +16,7 @@ from rung.yamlfile import sealed
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/intents/rows", "/runs/intents/row?split=test&id=row+13",
          "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
-         "/trials", "/trials/intents", "/load", "/glossary", "/nothing-here")  # fmt: skip
+         "/trials", "/trials/intents", "/load", "/glossary", "/start", "/nothing-here")  # fmt: skip
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 
 
@@ -56,6 +56,50 @@ def test_words_are_explained_where_they_stand(site, watched):
     watched.page.get_by_role("link", name="What the words mean").click()
     watched.page.get_by_role("heading", name="What the words mean").wait_for()
     assert watched.problems == []
+
+
+def test_rows_are_uploaded_and_a_climb_on_them_is_started_and_seen(changed, watched, tmp_path):
+    rows = [f"my {word} number {i},{word}" for i in range(30) for word in ("card", "loan")]
+    (tmp_path / "mine.csv").write_text("\n".join(["text,topic", *rows]))
+    page = watched.page
+    page.goto(f"{changed.url}/runs")
+    page.get_by_role("link", name="Start a climb").click()
+    page.get_by_label("Name of the task").fill("mine")
+    page.get_by_label("Column of the answer").fill("topic")
+    page.locator("#file").set_input_files(tmp_path / "mine.csv")
+    page.wait_for_function("document.getElementById('rows').value.includes('my loan number 29')")
+    page.get_by_role("button", name="Make a task").click()
+    task = page.get_by_label("Task", exact=True)
+    task.wait_for()
+    assert task.locator("option").all_inner_texts() == ["mine/task.yaml"]
+    file = tmp_path / "tasks" / "mine" / "task.yaml"
+    file.write_text(file.read_text().replace("model: embedded", "model: /no/such/model"))
+    page.get_by_label("Time at most").fill("1m")
+    page.get_by_role("button", name="Climb", exact=True).click()
+    page.get_by_text("ended", exact=True).wait_for(timeout=90_000)
+    assert "/no/such/model" in page.locator("#now pre").inner_text()  # the command says what is wrong
+    assert watched.problems == []
+
+
+def test_nothing_is_started_that_is_no_task_and_nothing_is_replaced(changed, watched):
+    page, starter = watched.page, changed.starter
+    page.goto(f"{changed.url}/start")
+    token = page.locator("input[name=form_token]").first.get_attribute("value")
+    cookies = {each["name"]: each["value"] for each in page.context.cookies()}
+
+    def send(path, **form):
+        headers = {"Origin": changed.url, "Accept": "application/json"}
+        return httpx.post(changed.url + path, data={"form_token": token, **form}, cookies=cookies, headers=headers)
+
+    (starter.folder / "taken").mkdir()
+    for path, form, status in (
+        ("/start", {"task": "../intents/task.yaml"}, 404), ("/start/rows", {"name": "../out", "rows": "a,b"}, 400),
+        ("/start/rows", {"name": "taken", "rows": "a,b\n1,2"}, 409), ("/start/rows", {"name": "none", "rows": ""}, 400),
+    ):  # fmt: skip
+        assert send(path, **form).status_code == status, path
+    assert not starter.words
+    assert httpx.post(f"{changed.url}/start", data={"task": "x"}).status_code == 403  # no token of a session
+    assert sorted(each.name for each in starter.folder.iterdir()) == ["taken"]
 
 
 def test_failures_over_time_are_a_chart_and_a_table(changed, watched):

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, EngineError, needed_by
-from rung.feedback.records import STORE
+from rung.feedback.records import REGISTRY, STORE
 
 if TYPE_CHECKING:
     from rung.feedback.api import FeedbackService
@@ -71,6 +71,10 @@ def serve(
     ] = None,
     pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages as well as the API.")] = True,
     runs: Annotated[Path, Option(help="The climbs that the pages show.", metavar="FOLDER")] = options.RUN_FOLDERS,
+    start: Annotated[
+        Path | None, Option(help="Let the pages climb on the tasks in this folder, and take uploaded rows into it.",
+                            metavar="FOLDER")
+    ] = None,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
@@ -86,6 +90,7 @@ def serve(
         from rung.serving.on_demand import OnDemand
         from rung.serving.served import LongTexts, Served
         from rung.serving.web.site import PageSources
+        from rung.serving.web.starter import Starter
 
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(name.lower() for name in allow_host or ()), frozenset(allow_origin or ())
@@ -93,7 +98,16 @@ def serve(
     beyond = options.choose("--long-texts", long_texts, get_args(LongTexts))
     policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
-    by_name = None if on_demand is None else OnDemand(_folder(on_demand), keep, _allowed)
+    by_name = None if on_demand is None else OnDemand(_folder(on_demand, "--on-demand"), keep, _allowed)
+    starter = None
+    if start is not None:
+        out = ("--out", str(runs.absolute()))
+        captured = ("--registry", str((registry or REGISTRY).absolute()))
+        place = store if "://" in store else str(Path(store).absolute())  # in the environment: a URL has a password
+        starter = Starter(
+            _folder(start, "--start").absolute(), {"RUNG_STORE": place}, out,
+            None if capture == "off" and registry is None else captured,
+        )  # fmt: skip
     socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
@@ -105,7 +119,7 @@ def serve(
                 served, access=access, limits=limits, load_from=load_from, conversation=policy,
                 on_demand=by_name,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
-                pages=PageSources(runs, None if wiring is None else wiring.store, registry) if pages else None,
+                pages=PageSources(runs, None if wiring is None else wiring.store, registry, starter) if pages else None,
             )  # fmt: skip
             if wiring is not None:
                 app.state.rung.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
@@ -118,9 +132,9 @@ def serve(
             HttpServer(app, drain_seconds=drain).run(sockets=[socket])
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, option: str) -> Path:
     if not path.is_dir():
-        raise ConfigError("no-such-file", f"--on-demand: {path} is not a folder", hint="check the path")
+        raise ConfigError("no-such-file", f"{option}: {path} is not a folder", hint="check the path")
     return path
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 from rung.serving.access import KeyRing, Sessions
 from rung.serving.metrics import History
-from rung.serving.web import general, playground, promotions, review, rows
+from rung.serving.web import general, playground, promotions, review, rows, starts
 from rung.serving.web.site import PageSources, Site
 
 
@@ -22,10 +22,13 @@ def add_pages(app: FastAPI, sources: PageSources, keys: KeyRing | None) -> Sessi
         site.history.start()
         yield
         site.history.close()
+        if sources.starter is not None:
+            sources.starter.stop()
 
     app.include_router(APIRouter(lifespan=sampling))
     for router in (
         general.router, playground.router, promotions.router, promotions.trials_router, review.router, rows.router,
+        starts.router,
     ):  # fmt: skip
         app.include_router(router)
     return site.sessions

@@ -45,8 +45,9 @@ def overview(request: Request, context: Context) -> Response:
 @router.get("/runs")
 def runs(request: Request) -> Response:
     """List the climbs."""
-    root = sources_of(request).runs
-    return page(request, "runs", "Climbs", runs=run_folders(root), root=root)
+    sources = sources_of(request)
+    root, start = sources.runs, sources.starter is not None
+    return page(request, "runs", "Climbs", runs=run_folders(root), root=root, start=start)
 
 
 @router.get("/runs/{name}")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from rung.feedback.store import FeedbackStore
+    from rung.serving.web.starter import Starter
 
 HERE = Path(__file__).parent
 HEADERS = {
@@ -51,6 +52,7 @@ class PageSources:
     runs: Path  # the folder of run folders
     store: FeedbackStore | None = None  # captured answers and corrections; None where nothing is captured
     registry: Path | None = None  # the folder of promoted artifacts; None where the server follows none
+    starter: Starter | None = None  # starts climbs from the pages; None where they start none
 
     @property
     def promoted(self) -> tuple[FeedbackStore, Path] | None:
