@@ -12,9 +12,10 @@ from tests.damage import check_flips
 from rung.data.rows import Span
 from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ConfigError, DataError
+from rung.progress import Quiet
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
 from rung.retrieval.fitting import learn_weight
-from rung.retrieval.index import MANIFEST, Index, SearchSettings
+from rung.retrieval.index import FORMAT, MANIFEST, Index, SearchSettings
 from rung.retrieval.store import HINT, PassageTable
 from rung.task import Task
 from rung.yamlfile import read_sealed, sealed
@@ -219,6 +220,22 @@ def test_a_damaged_index_is_an_error(built, base):
     file.unlink()
     with pytest.raises(ArtifactError, match="holds no complete index"):
         Index.open(base / "index")
+
+
+@pytest.mark.parametrize("change", [{}, {"format": FORMAT - 1, "sha256": "of another format"}])
+def test_an_index_of_another_version_is_built_again(built, base, change):
+    file = base / "index" / MANIFEST
+    file.write_text(json.dumps(read_sealed(file) | change))  # earlier versions wrote no hash
+    with pytest.raises(ArtifactError, match="holds no complete index"):
+        Index.open(base / "index")
+    said = []
+    progress = Quiet()
+    progress.say = said.append
+    again = build(base / "index", Corpus(files="docs"), base, progress=progress)
+    assert said == [f"another version of Rung made the index {base / 'index'}: it is built again"]
+    assert (again.manifest.sources, found(again, "exchange rate")) == (built.manifest.sources, ["docs/2.md"])
+    build(base / "index", Corpus(files="docs"), base, progress=progress)
+    assert len(said) == 1
 
 
 def test_rows_are_filtered_by_their_columns(base, encoder):

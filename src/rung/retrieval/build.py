@@ -138,7 +138,11 @@ class _Build:
     def run(self, *, again: bool) -> None:
         """Bring table and manifest up to date."""
         before = None if again else read_manifest(self.location)  # it may be damaged
-        if again or (before is not None and before.table != self.name):
+        if before is None and not again and self.opened.read() is not None:
+            self._withdraw(again=False)
+            self.progress.say(f"another version of Rung made the index {self.location}: it is built again")
+            again = True
+        elif again or (before is not None and before.table != self.name):
             self._withdraw(again=again)
             before = None
         if before is not None:
@@ -166,7 +170,8 @@ class _Build:
         """Withdraw the published index of other settings, at a URL only if asked for: others may read it."""
         if isinstance(self.location, str) and not again:
             raise ConfigError(
-                "file-exists", f"{self.location} holds an index that was made with other settings or another encoder",
+                "file-exists",
+                f"{self.location} holds an index that was made with other settings, another encoder or version of Rung",
                 hint="set `corpus.store` to another URL, or replace that index: `rung index build TASK --again`",
             )  # fmt: skip
         self.opened.withdraw()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -34,7 +35,7 @@ from rung.retrieval.store import (
     table_hashes,
     unreachable,
 )
-from rung.yamlfile import unsealed
+from rung.yamlfile import json_value, unsealed
 
 FORMAT = 2  # of the table and of how documents are read and cut: another number means another index
 SPARE = 3  # times k: candidates looked at, as some may be duplicates
@@ -323,18 +324,25 @@ def _reranked(queries: Sequence[str], hits: list[list[Passage]], rerank: Rerank,
 
 
 def read_manifest(folder: IndexLocation) -> Manifest | None:
-    """Read the manifest of an index; None where no index is complete, or it has another format.
+    """Read the manifest of an index; None where no index is complete, or another version of Rung made it.
 
     Raises:
         ArtifactError: it cannot be read.
     """
     try:
-        if (text := open_location(folder).read()) is None:
+        if (text := open_location(folder).read()) is None or _is_of_another_version(text):
             return None
-        manifest = Manifest.model_validate(unsealed(text.encode(), lambda what: _damaged(folder, f"{MANIFEST} {what}")))
+        return Manifest.model_validate(unsealed(text.encode(), lambda what: _damaged(folder, f"{MANIFEST} {what}")))
     except (ValidationError, ValueError) as problem:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {str(problem).splitlines()[0]}") from problem
-    return manifest if manifest.format == FORMAT else None
+
+
+def _is_of_another_version(text: str) -> bool:
+    """Whether the text of a manifest has another format, or no hash of itself as in earlier versions."""
+    with suppress(ValueError):
+        values = json_value(text)
+        return isinstance(values, dict) and ("sha256" not in values or values.get("format") != FORMAT)
+    return False
 
 
 def check_files(folder: IndexLocation, manifest: Manifest) -> None:
