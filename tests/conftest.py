@@ -19,13 +19,17 @@ LABELS = ("card_arrival", "lost_or_stolen_card", "exchange_rate", "age_limit", "
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_responses(tmp_path_factory):
-    """Remembered answers of earlier runs must not make a test pass; the models' cache is shared."""
+def _own_responses_and_indexes(tmp_path_factory):
+    """What earlier runs remembered and indexed must not make a test pass or fail; the models' cache is shared."""
     from rung.engines import response_cache
+    from rung.models.cache import cache_dir
+    from rung.retrieval import build
 
-    path = tmp_path_factory.mktemp("responses") / "responses.sqlite"
+    folder = tmp_path_factory.mktemp("cache")
+    shared = cache_dir()
     patch = pytest.MonkeyPatch()
-    patch.setattr(response_cache, "store_path", lambda: path)
+    patch.setattr(response_cache, "store_path", lambda: folder / "responses.sqlite")
+    patch.setattr(build, "cache_dir", lambda: folder if (now := cache_dir()) == shared else now)
     yield
     patch.undo()
 
