@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -543,6 +544,28 @@ def test_files_beside_it_that_do_not_fit_are_not_used_and_named() -> None:
     assert (task.data.validation, task.data.test) == (None, None)
     assert "mails_test.csv beside it is not used: it has no column 'label'" in said
     assert "mails_val.csv beside it is not used: its 'label' is empty" in said
+
+
+def test_the_splits_of_a_data_set_of_the_hub_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    files = {}
+    for number, split in enumerate(("train", "dev", "test", "unsupervised")):
+        rows = [{"text": f"a text {number} {{i}}", "label": label} for label in "ab"]
+        files[split] = str(Path(lines(f"{split}.jsonl", *rows, count=60)).resolve())
+    for of_hub in ("load_dataset_builder", "load_dataset"):  # the library's own, on these files
+        read = partial(getattr(datasets, of_hub), "json", data_files=files, cache_dir=str(Path("hub").resolve()))
+        monkeypatch.setattr(datasets, of_hub, lambda name, config, read=read, **split: read(**split))
+    task, said = task_of("hf:org/mails")
+    assert (task.data.train, task.data.validation, task.data.test) == (
+        "hf:org/mails", "hf:org/mails#dev", "hf:org/mails#test",
+    )  # fmt: skip
+    assert "validation: mails#dev, test: mails#test" in said
+    task, said = task_of("hf:org/mails#test", "--force")
+    assert (task.data.train, task.data.validation, task.data.test) == ("hf:org/mails#test", None, None)
+    lines("dev.jsonl", {"text": "another text {i}", "label": ""}, count=9)
+    task, said = task_of("hf:org/mails", "--force")
+    assert (task.data.validation, task.data.test) == (None, "hf:org/mails#test")
+    assert "mails#dev beside it is not used: its 'label' is empty" in said
 
 
 def test_a_folder_of_documents_has_a_corpus() -> None:

@@ -17,8 +17,9 @@ from rung.data.cells import CellError, missing, text_of
 from rung.data.chat import is_chat
 from rung.data.examples import cell_labels
 from rung.data.examples import column as read_column
+from rung.data.frames import hub_splits
 from rung.data.rows import Record
-from rung.data.sources import COMPRESSED, FileFormat, kind_of, read_rows
+from rung.data.sources import COMPRESSED, FileFormat, is_hub, kind_of, read_rows
 from rung.data.sources import SEPARATORS as SEPARATED
 from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
@@ -355,6 +356,27 @@ def name_parts(path: Path) -> tuple[str, str]:
     """The name of a file, and its ending with that of its compression: `rows` and `.csv.gz`."""
     ending = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
     return path.name.removesuffix(ending), ending
+
+
+BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def splits_beside(file: Path) -> Iterator[tuple[str, Path]]:
+    """The files beside a training file, or the other splits of a data set of the Hub, that are named like a split."""
+    if is_hub(file):
+        name, _, own = str(file).partition("#")
+        others = hub_splits(name) if "train" in (own or "train") else ()
+        for split, names in BESIDE.items():
+            yield from ((split, Path(f"{name}#{each}")) for each in names if each in others)
+        return
+    stem, ending = name_parts(file)
+    for split, names in BESIDE.items():
+        for name in names:
+            stems = {name} | {stem.replace(word, name) for word in ("training", "train") if word in stem}
+            beside = [file.with_name(f"{each}{ending}") for each in sorted(stems) if each != stem]
+            path = next((each for each in beside if each.is_file()), None)
+            if path is not None and ("train" in stem or name_parts(path)[0] == name):
+                yield split, path
 
 
 # ---- the JSON Schema of records

@@ -11,6 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from functools import cached_property
@@ -259,6 +260,29 @@ def hub_records(source: str) -> Iterator[Record]:
     Raises:
         DataError: the name is not one of the Hub, the data set cannot be loaded, or reading it needs more than tables.
     """
+    with _of_hub(source) as (name, config, split):
+        from datasets import load_dataset
+
+        _hub_builder(source, name, config)
+        rows = load_dataset(name, config, split=split or "train")
+    for number, values in enumerate(_dataset_rows(rows), start=1):
+        yield Record(values, f"{source}:{number}")
+
+
+def hub_splits(source: str) -> tuple[str, ...]:
+    """List the splits of a data set `hf:org/name[:config]`.
+
+    Raises:
+        DataError: as `hub_records`.
+    """
+    with _of_hub(source) as (name, config, _):
+        builder = _hub_builder(source, name, config)
+        return tuple(map(str, builder.info.splits or builder.config.data_files or ()))
+
+
+@contextmanager
+def _of_hub(source: str) -> Iterator[tuple[str, str | None, str]]:
+    """Take the name of a data set apart: name, configuration and split; name what fails in the block."""
     name, _, split = source.removeprefix("hf:").partition("#")
     name, _, config = name.partition(":")
     if HUB_NAME.fullmatch(name) is None or Path(name).exists():
@@ -268,20 +292,25 @@ def hub_records(source: str) -> Iterator[Record]:
     if offline():
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the library reads when it is imported
     with needed_by("a Hub data set"):
-        from datasets import load_dataset, load_dataset_builder
         from datasets.exceptions import DatasetsError
-    hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
     try:
-        reader = type(load_dataset_builder(name, config or None)).__module__
-        if not reader.startswith("datasets.packaged_modules.") or reader.split(".")[2] not in HUB_READERS:
-            hint = "load it with the library `datasets`, and save it with `to_parquet`"
-            raise DataError("unreadable-file", f"{source} is not CSV, JSON, Parquet, text or Arrow", hint=hint)
-        rows = load_dataset(name, config or None, split=split or "train")
+        yield name, config or None, split
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
         raise DataError("download-failed", f"{source} cannot be loaded: {reason}", hint=hint) from error
-    for number, values in enumerate(_dataset_rows(rows), start=1):
-        yield Record(values, f"{source}:{number}")
+
+
+def _hub_builder(source: str, name: str, config: str | None) -> Any:
+    """What the library reads a data set with, if that is of tables."""
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(name, config)
+    reader = type(builder).__module__
+    if not reader.startswith("datasets.packaged_modules.") or reader.split(".")[2] not in HUB_READERS:
+        hint = "load it with the library `datasets`, and save it with `to_parquet`"
+        raise DataError("unreadable-file", f"{source} is not CSV, JSON, Parquet, text or Arrow", hint=hint)
+    return builder
 
 
 def _dataset_rows(rows: Any) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from rung.data.columns import (
     is_empty,
     look_at,
     name_parts,
+    splits_beside,
 )
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
@@ -38,7 +39,6 @@ from rung.errors import ConfigError, DataError, suggest
 from rung.yamlfile import json_value
 
 ABOUT = re.compile(r"(^|[\W_])(readme|licen[cs]e|changelog|citation|notice)(?![a-z])", re.IGNORECASE)  # files on data
-BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (  # read as a corpus
     ".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx", ".docm", ".pptx", ".pptm", ".epub",
     ".eml",
@@ -127,8 +127,8 @@ def guess_task(
             raise DataError("missing-column", f"{file} has no column {name!r}", hint=suggest(name, list(table.columns)))
     guess = _guess(table, output, kind, inputs)
     guess = replace(guess, name=_name(file), data=file, how=how)
-    if not is_hub(file):
-        guess = replace(guess, format=detected(file, how).describe(), **_beside(file, guess))
+    written = "" if is_hub(file) else detected(file, how).describe()
+    guess = replace(guess, format=written, **_beside(file, guess))
     if guess.kind == "json":
         guess = replace(guess, schema=_schema(guess))
     return replace(guess, output={**guess.output, **_longest(guess)})
@@ -480,25 +480,21 @@ def _determines(table: Table, name: str, answer: str) -> bool:
 
 
 def _beside(file: Path, guess: Guess) -> dict[str, Any]:
-    """Find files for validation and test beside a training file, with the task's columns in them."""
-    (stem, ending), found, notes = name_parts(file), dict[str, Path](), list(guess.notes)
+    """Find files or splits for validation and test beside a training file, with the task's columns in them."""
+    found, notes = dict[str, Path](), list(guess.notes)
     needed = [*guess.inputs, *(v for k, v in guess.output.items() if k in ("column", "approved"))]
-    for split, names in BESIDE.items():
-        for name in names:
-            stems = {name} | {stem.replace(word, name) for word in ("training", "train") if word in stem}
-            beside = [file.with_name(f"{each}{ending}") for each in sorted(stems) if each != stem]
-            path = next((each for each in beside if each.is_file() and split not in found), None)
-            if path is None or (stem != "train" and "train" not in stem and name_parts(path)[0] != name):
-                continue
-            cells = [record.values for record in islice(read_rows(path, guess.how), HEAD)]
-            missing = [column for column in needed if column.partition(".")[0] not in (cells[0] if cells else {})]
-            answer = str(guess.output.get("column", "")).partition(".")[0]
-            if missing:
-                notes.append(f"{path.name} beside it is not used: it has no column {missing[0]!r}")
-            elif answer and all(is_empty(row.get(answer)) for row in cells):
-                notes.append(f"{path.name} beside it is not used: its {answer!r} is empty")
-            else:
-                found[split] = path
+    for split, path in splits_beside(file):
+        if split in found:
+            continue
+        cells = [record.values for record in islice(read_rows(path, guess.how), HEAD)]
+        missing = [column for column in needed if column.partition(".")[0] not in (cells[0] if cells else {})]
+        answer = str(guess.output.get("column", "")).partition(".")[0]
+        if missing:
+            notes.append(f"{path.name} beside it is not used: it has no column {missing[0]!r}")
+        elif answer and all(is_empty(row.get(answer)) for row in cells):
+            notes.append(f"{path.name} beside it is not used: its {answer!r} is empty")
+        else:
+            found[split] = path
     twice = _in_two_files([file, *found.values()], guess) if found else 0
     if twice:
         notes.append(
