@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
+from typer.testing import CliRunner
 
 from fake_engine import speaker
+from rung.cli.main import app
+from rung.climbing.store import RunStore
 from rung.engines import opening
 from rung.errors import EngineError
 from rung.evaluation.metrics.base import Case
@@ -22,6 +27,7 @@ from rung.evaluation.metrics.judge import (
     win_rate,
 )
 from rung.evaluation.metrics.registry import get_metric
+from rung.evaluation.result import ClimbResult, Prediction
 
 
 def longest(prompt: str) -> str:
@@ -149,3 +155,32 @@ def test_the_win_rate_at_equal_lengths_is_that_of_a_logistic_regression() -> Non
     wanted = sm.GLM(wins, x, family=sm.families.Binomial()).fit().params[0]
     assert at_equal_lengths(wins.tolist(), longer.tolist()) == pytest.approx(1 / (1 + np.exp(-wanted)), abs=2e-3)
     assert 0.5 < at_equal_lengths([1.0] * 20, [3.0] * 20) < 1  # where nothing tells lengths apart
+
+
+def test_the_command_compares_the_answers_of_two_rungs(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the rows of the confirmation that both answered; the judge likes long answers here."""
+    (tmp_path / "rows.jsonl").write_text('{"q": "why?", "a": "because"}\n' * 3)
+    (tmp_path / "task.yaml").write_text(
+        "name: why\ninstruction: Answer.\ninputs: [q]\noutput: {kind: text, column: a}\ndata: rows.jsonl\n"
+    )
+    run = tmp_path / "run"
+    rows = {"zero-shot": ("short", "short", "equal"), "dpo": ("a long answer", "s", "equal", "only here")}
+    for name, texts in rows.items():
+        lines = [
+            Prediction(str(i), "", "test", {"q": f"why {i}?"}, "", ("because",), text, 0.0, None, 1, 0.0)
+            for i, text in enumerate(texts)
+        ]
+        RunStore(run).add(name, lines)
+    result = SimpleNamespace(recommended="dpo", rows="test", rungs=[SimpleNamespace(name="dpo", score=0.5)])
+    monkeypatch.setattr(ClimbResult, "read", lambda folder: result)
+    monkeypatch.setattr("rung.evaluation.metrics.judge.open_judge", lambda *_: PairwiseJudge(speaker(longest)))  # type: ignore[arg-type]
+
+    def judged(*options: str) -> Any:
+        return CliRunner().invoke(app, ["judge", str(tmp_path / "task.yaml"), "--run", str(run), *options])
+
+    told = json.loads(judged("--model", "some/judge", "--json").stdout)
+    assert (told["of"], told["over"], told["rows"]) == ("dpo", "zero-shot", 3)
+    assert (told["wins"], told["losses"], told["ties"], told["rate"]) == (1, 1, 1, 0.5)
+    assert "dpo wins 50.0 % [" in judged("--model", "some/judge").stdout
+    assert "not a judge" in str(judged().exception)
+    assert "no rows that both" in str(judged("--model", "some/judge", "--over", "dpo").exception)
