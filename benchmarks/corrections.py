@@ -25,11 +25,12 @@ def main() -> None:
     from rung.task import Task
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--labels", type=int, default=20, help="labels whose rows are kept")
     parser.add_argument("--rows", type=int, default=200, help="training rows that zero-shot answers")
     parser.add_argument("--test", type=int, default=300, help="test rows")
     chosen = parser.parse_args()
-    task = Task.load(EXAMPLES / "banking77" / "task.yaml")
+    task = Task.load(EXAMPLES / "banking77" / "task.yaml", {"model": chosen.model})
     data = of_labels(task.read(), chosen.labels)
     rows, scores = data.train[: chosen.rows], Scores(data.test[: chosen.test])
     zero = Artifact.zero_shot(task, data.labels, engine="torch")

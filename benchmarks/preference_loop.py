@@ -27,13 +27,13 @@ TASK = "sorting"
 SEED = 1  # of the messages
 
 
-def prepare(folder: Path, solved: int, validation: int, test: int) -> None:
-    """Copy the example, with so many rows of each split."""
+def prepare(folder: Path, model: str, solved: int, validation: int, test: int) -> None:
+    """Copy the example, with this model and so many rows of each split."""
     shutil.copytree(EXAMPLES / TASK, folder)
     task = folder / "task.yaml"
     text = task.read_text("utf-8")
     wanted = f"test.jsonl, train_rows: {solved}, validation_rows: {validation}, test_rows: {test}"
-    task.write_text(text.replace("test.jsonl", wanted), "utf-8")
+    task.write_text(text.replace("test.jsonl", wanted).replace("model: embedded", f"model: {model}"), "utf-8")
 
 
 def messages(folder: Path, count: int) -> list[dict[str, str]]:
@@ -69,6 +69,8 @@ def serve(folder: Path, asked: list[dict[str, str]], corrected: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--rungs", default="lora,dpo,kto")
     parser.add_argument("--solved", type=int, default=80, help="rows that the first artifact learns")
     parser.add_argument("--messages", type=int, default=300)
     parser.add_argument("--corrected", type=int, default=150, help="messages that the reviewer answers")
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=120)
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
-    prepare(folder, chosen.solved, chosen.validation_rows, chosen.test_rows)
+    prepare(folder, chosen.model, chosen.solved, chosen.validation_rows, chosen.test_rows)
     first = rung(folder, "climb", "task.yaml", "--rungs", "lora")
     made = next(one for one in first["rungs"] if one["name"] == "lora")
     rung(folder, "promote", made["artifact"], "--reason", "the first tuning", "--reviewer", "Ann")
@@ -85,7 +87,7 @@ def main() -> None:
     every = messages(folder, chosen.messages + chosen.after)
     right = serve(folder, every[: chosen.messages], chosen.corrected)
     print(f"{right} of {chosen.messages} messages right ({100 * right / chosen.messages:.1f} %)", flush=True)
-    found = rung(folder, "improve", "task.yaml", "--rungs", "lora,dpo,kto")
+    found = rung(folder, "improve", "task.yaml", "--rungs", chosen.rungs)
     (folder / "improvement.json").write_text(json.dumps(found, indent=1), "utf-8")
     print(
         f"{taken_text(found['taken'])}, {found['taken']['pairs']} pairs, {found['taken']['thumbs']} thumbs", flush=True

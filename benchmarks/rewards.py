@@ -32,13 +32,13 @@ GOALS = {"points": 10.0, "one_in": 100.0, "control_one_in_at_most": 1.0, "minute
 MINUTES, CHANCE = 20.0, 0.05
 
 
-def task_of(train: Sequence[dict[str, str]], test: Sequence[dict[str, str]]) -> Any:
+def task_of(train: Sequence[dict[str, str]], test: Sequence[dict[str, str]], model: str) -> Any:
     from rung.task import Task
 
     return Task(
         name="sorting", instruction="Sort the words alphabetically.", inputs=["words"],
         output={"kind": "text", "column": "sorted", "max_tokens": 16}, metric="quasi_exact_match",
-        data={"train": list(train), "test": list(test)}, model="embedded",
+        data={"train": list(train), "test": list(test)}, model=model,
     )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ def main() -> None:
     from rung.training.rewards import RewardLoss
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--solved", type=int, default=200, help="rows to fine-tune on")
     parser.add_argument("--steps", type=int, default=60, help="of RL, 16 rows each")
     parser.add_argument("--test", type=int, default=500, help="fresh rows that measure")
@@ -104,9 +105,10 @@ def main() -> None:
     solved, fresh, test = (
         every[: chosen.solved], every[chosen.solved : chosen.solved + count], every[chosen.solved + count :]
     )  # fmt: skip
-    data, asked = task_of(solved, test).read(), task_of(fresh, test).read()
+    task, asked = task_of(solved, test, chosen.model), task_of(fresh, test, chosen.model).read()
+    data = task.read()
     scores = Scores(data.test)
-    tuned = LoRA(epochs=chosen.epochs).fit(Artifact.zero_shot(task_of(solved, test), engine="torch"), data)
+    tuned = LoRA(epochs=chosen.epochs).fit(Artifact.zero_shot(task, engine="torch"), data)
     base = scores.measure(f"lora on {chosen.solved} rows", tuned)
     began = time.perf_counter()
     rung = RL(epochs=1, learning_rate=chosen.learning_rate, patience=None, max_tokens=16)
