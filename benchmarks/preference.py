@@ -29,7 +29,7 @@ SHAPES = {"10:1": (300, 30), "1:1": (100, 100)}  # tokens of the prompt, and of 
 GOALS = {"10:1": 4.0, "1:1": 3.0, "memory_10:1": 1 / 0.55, "memory_1:1": 1 / 0.55, "same_losses": 1.0}
 
 
-def pairs(shape: str) -> list[Any]:
+def pairs(shape: str, steps: int) -> list[Any]:
     """Return pairs in the order of training; answers are a quarter longer or shorter than the shape says."""
     from rung.training.preferences import Pair
 
@@ -39,7 +39,7 @@ def pairs(shape: str) -> list[Any]:
         return tuple(rng.randrange(100, 40_000) for _ in range(count))
 
     head, made = some(SHARED), []
-    for i in range(STEPS * BATCH):
+    for i in range(steps * BATCH):
         lengths = [round(answer * rng.uniform(0.75, 1.25)) for _ in range(2)]
         made.append(Pair(head + some(prompt - SHARED), (some(lengths[0]), some(lengths[1])), f"row {i}"))
     return made
@@ -54,7 +54,7 @@ def config() -> Any:
     return peft().LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def ours(shape: str) -> dict[str, Any]:
+def ours(shape: str, name: str, steps: int) -> dict[str, Any]:
     """Train with Rung's loop."""
     from rung.engines.opening import open_torch
     from rung.training import loop
@@ -63,7 +63,7 @@ def ours(shape: str) -> dict[str, Any]:
     from rung.training.peft import PeftAdapter
     from rung.training.preferences import PairLoss, dpo, sequence_logprobs
 
-    model, rows = open_torch("embedded").model, pairs(shape)
+    model, rows = open_torch(name).model, pairs(shape, steps)
     loop.epoch_batches = lambda part, size, rng: (list(range(i, i + size)) for i in range(0, len(part), size))
     clock = _Clock()
     change = PeftAdapter(model, config())
@@ -87,7 +87,7 @@ def ours(shape: str) -> dict[str, Any]:
     return clock.result(rows, [loss for _, loss in course.losses])
 
 
-def trl(shape: str) -> dict[str, Any]:
+def trl(shape: str, name: str, steps: int) -> dict[str, Any]:
     """Train with TRL's DPOTrainer."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
@@ -97,7 +97,7 @@ def trl(shape: str) -> dict[str, Any]:
     from rung.engines.opening import open_torch
     from rung.training.peft import peft
 
-    engine, rows, clock = open_torch("embedded"), pairs(shape), _Clock()
+    engine, rows, clock = open_torch(name), pairs(shape, steps), _Clock()
     data = Dataset.from_dict({
         "prompt_ids": [list(row.prompt) for row in rows],
         "chosen_ids": [list(row.completions[0]) for row in rows],
@@ -148,7 +148,7 @@ class _Clock:
 
     def result(self, rows: list[Any], losses: list[float]) -> dict[str, Any]:
         """Return tokens per second, of all steps but the first, and the peak memory of this process."""
-        assert len(self.ends) == STEPS
+        assert len(self.ends) == len(rows) // BATCH
         tokens = sum(2 * len(row.prompt) + sum(map(len, row.completions)) for row in rows)
         tokens_after = sum(2 * len(row.prompt) + sum(map(len, row.completions)) for row in rows[BATCH:])
         seconds = self.ends[-1] - self.ends[0] + self.reference * tokens_after / tokens
@@ -162,14 +162,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--steps", type=int, default=STEPS)
     chosen = parser.parse_args()
     if chosen.side:
-        print(json.dumps(SIDES[chosen.side](chosen.shape)))
+        print(json.dumps(SIDES[chosen.side](chosen.shape, chosen.model, chosen.steps)))
         return
+    size = ("--model", chosen.model, "--steps", str(chosen.steps))
     ratios, apart = {}, 0.0
     for shape in SHAPES:
         found = {
-            side: json.loads(run_script(__file__, "--side", side, "--shape", shape).splitlines()[-1]) for side in SIDES
+            side: json.loads(run_script(__file__, "--side", side, "--shape", shape, *size).splitlines()[-1])
+            for side in SIDES
         }
         for side, each in found.items():
             print(

@@ -360,6 +360,9 @@ class FineTune(TrainConfig, Rung):
                 if told := outcome.get("answers_told_apart"):
                     progress.start("answers told apart")
                     progress.finish(told_apart_line(told))
+                for warning in outcome.get("rewards", {}).get("warnings", ()):
+                    progress.start("rewards")
+                    progress.finish(warning)
             trainable = sum(p.numel() for p in change.parameters().values())
             with writing(f"what {self.name} has learned", cache_dir()):
                 folder = keep(change, engine.base_fingerprint)
