@@ -59,4 +59,6 @@ def _tables(database: Database) -> list[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: python geoquery.py geography.json geography.sqlite OUT")
     main(*map(Path, sys.argv[1:]))

@@ -213,12 +213,13 @@ def show(
     data: options.Rows = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Show what an artifact is made of, or the exact prompt of a row."""
+    from rung.artifact.files import artifact_folder, fingerprint
     from rung.artifact.predict_file import rows_of
     from rung.evaluation.report.words import artifact_facts
 
     loaded = options.load_artifact(artifact, runs=False)
     if not prompt:
-        facts = artifact_facts(loaded)
+        facts = {**artifact_facts(loaded), "fingerprint": fingerprint(artifact_folder(artifact))}
         render.result(json, facts, lambda: render.artifact(facts))
         return
     values, texts = rows_of(loaded, artifact, data, row)[row - 1], []

@@ -292,7 +292,9 @@ def advice(guide: Advice, measured: Mapping[str, RungOutcome] | None = None, con
         rows.append(cells)
     heads = ("rung", "expected", "because", *(() if measured is None else ("measured",)))
     table(heads, rows, console=console, wrapped=("because", "measured"))
-    _lines(console, ["Rules expect, a climb measures: rung climb TASK"], OTHER)
+    likely = [each.rung for each in guide.expectations if each.expect == "help"]
+    _lines(console, [f"expected to help: {', '.join(likely) or 'nothing for sure'}"], TAKEN)
+    _lines(console, ["Rules expect, a climb measures."], OTHER)
 
 
 def chart(steps: Sequence[AdviceStep], width: int, cited: Sequence[Source] = ()) -> Iterator[Text]:

@@ -231,7 +231,7 @@ def cluster(
     vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     number = None if k == "auto" else int(k)
     groups = clustering.group(vectors, k=number, method=kind, min_cluster_size=min_size, seed=seed, progress=progress)
-    names = [f"cluster {number + 1}" for number in range(groups.count)]
+    names = [f"cluster {number}" for number in range(groups.count)]
     if model != "none":
         central = [groups.central(number, texts, clustering.EXAMPLES) for number in range(groups.count)]
         names = clustering.names(open_engine(model, progress=progress), central, progress=progress)

@@ -492,6 +492,6 @@ def artifact_facts(artifact: Artifact) -> dict[str, Any]:
         "trainable": artifact.weights.trainable_parameters,
         "decoder": artifact.decoder.kind,
         "confidence": None if artifact.decoder.confidence is None else artifact.decoder.confidence.method,
-        "fingerprint": artifact.prompt.fingerprint,
+        "prompt": artifact.prompt.fingerprint,
         "training_data": training,
     }
