@@ -61,6 +61,7 @@ def test_an_interrupted_search_takes_over_the_trials_that_workers_finished(free_
     assert [trial.settings for trial in found.trials][:2] == first.settings
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_scores_of_one_process(free_task_file, tmp_path):
     found = search(free_task_file, tmp_path / "shared", Processes(2), trials=2)
     alone = search(free_task_file, tmp_path / "alone", trials=2)

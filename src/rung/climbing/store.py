@@ -5,6 +5,7 @@ journal.jsonl                    one line per finished step: chosen, fitted, fai
 rungs/NAME/artifact/             the artifact, complete or absent
 rungs/NAME/predictions.jsonl     one line per answered row, appended batch by batch
 rungs/NAME/folds/I/artifact/     with folds: the one made without the rows of fold I; removed at the end
+jobs/                            with workers: their jobs and results; removed at the end
 rungs/NAME/parts/P/              predictions of an artifact after P percent of its training
 report.json, report.html         at the end
 

@@ -279,6 +279,9 @@ class _Search:
             self.study.enqueue_trial(lost.user_attrs.get("settings") or lost.params)
         if not self.study.trials:
             self.study.enqueue_trial(defaults(self.rung))
+        if self.crew is not None:  # whose trials report nothing until they end
+            self.progress.start(f"trials of {self.rung.name}", self.trials)
+            self.progress.advance(len(self._finished()))
         running: dict[int, optuna.Trial] = {}
         while True:
             while len(self._finished()) + len(running) < self.trials and self._may_start(budget_seconds, money_left()):
@@ -294,10 +297,14 @@ class _Search:
                 self.crew.start(trial.number, settings, earlier)
                 if len(running) == self.crew.workers:
                     break
-            if self.crew is None or not running:
+            if self.crew is None:
+                return
+            if not running:
+                self.progress.finish()
                 return
             number, raced = self.crew.ended(self.progress)
             self._end(running.pop(number), raced)
+            self.progress.advance()
 
     def _may_start(self, budget_seconds: float, money: float) -> bool:
         """Whether another trial is expected to end within the budget; the first may always start."""

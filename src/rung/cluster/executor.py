@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rung.cluster.job import Job, Resources, Result, Storage, error_of, result_of
+from rung.cluster.job import Job, Resources, Result, Storage, error_file, error_of, result_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError
 from rung.worker_pipes import WorkerError, error_from_dict
@@ -230,7 +230,9 @@ class Dispatcher:
     def _start(self, task: _Task) -> None:
         if (money := self.money_left()) < float("inf"):
             task.job = task.job.model_copy(update={"money": max(0.0, money) / self.slots})
-        file = Storage(task.job.out) / f"job-{task.job.attempt}.json"
+        out = Storage(task.job.out)
+        error_file(out, task.job.attempt).remove()  # of an earlier process that has sent this job
+        file = out / f"job-{task.job.attempt}.json"
         file.write(task.job.model_dump_json(indent=1))
         task.uri, task.began = file.uri, time.monotonic()
         self._running[task.uri] = task

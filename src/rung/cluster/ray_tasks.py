@@ -23,7 +23,8 @@ class RayTasks:
     """Runs every job as one task.
 
     Args:
-        address: `ray://HOST:PORT`; empty for the cluster that RAY_ADDRESS names, else one on this machine.
+        address: `ray://HOST:PORT`; empty for the cluster that RAY_ADDRESS names (`auto`: one that runs here), else one
+            that is started on this machine.
         count: the most tasks at once; None for as many as the cluster has places.
     """
 
@@ -34,7 +35,8 @@ class RayTasks:
         if self._started:
             found = address or os.environ.get("RAY_ADDRESS")
             own: dict[str, Any] = {"address": found} if found else {
-                "include_dashboard": False, "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1",
+                "address": "local", "include_dashboard": False, "object_store_memory": STORE_BYTES,
+                "_node_ip_address": "127.0.0.1",
             }  # fmt: skip
             try:
                 ray.init(log_to_driver=False, **own)
