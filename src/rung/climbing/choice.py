@@ -20,6 +20,7 @@ ELITES = 3  # arms that further rungs are put on
 # where there is no budget. On top of other rungs, twice as much is asked for.
 LEAST_GAIN, GAIN_A_MINUTE = 0.0025, 0.005
 FIRST = 8  # rows of the first look at a race
+FEW = 3 * FIRST  # rows that a race is expected to take where the arm is not the better choice
 CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's first look, goes before the bases
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
 
@@ -32,6 +33,11 @@ def looks(rows: int, *, whole: bool) -> tuple[int, ...]:
     if not rows:
         return ()
     return (rows,) if whole else racing.looks(rows, first=FIRST)
+
+
+def with_next(steps: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pair every look with the one after it, the last with itself."""
+    return zip(steps, (*steps[1:], *steps[-1:]), strict=True)
 
 
 def applicable(rung: Rung, artifact: Artifact, data: Data, machine: Machine) -> tuple[Applicability, Cost | None]:
@@ -97,7 +103,7 @@ def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, le
     fit = state.paces.fit_seconds(cost, trains=rung.trains_weights)
     pace = state.paces.row_seconds(name, cost)
     n = len(state.search) or len(state.confirm)
-    few = min(n, 3 * FIRST)
+    few = min(n, FEW)
     rows = few + promise.chance * (n - few)
     fits = max(1.0, state.fits * rows / n) if rung.learns or base.learns else 1.0
     return Prospect(name, rung, base, cost, promise, fit, pace, fits * fit + rows * pace, fit + min(n, FIRST) * pace)
@@ -130,7 +136,7 @@ def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
     for each in others[: 2 * (state.crew.workers - 1)]:
         if isinstance(each, Arm) or put_off(state, each) is None:
             arm = each if isinstance(each, Arm) else each.arm
-            state.order(arm, state.search, min(FIRST, len(state.search)), ahead=True)
+            state.order(arm, state.search, FEW, ahead=True)
 
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from rung.climbing.arms import Arm, ClimbState, FitFailed
-from rung.climbing.choice import FIRST, looks
+from rung.climbing.choice import FIRST, looks, with_next
 from rung.evaluation.decision import Decision, Verdict, chance_better, decide, settled
 from rung.evaluation.statistics import mean_interval
 
@@ -118,9 +118,11 @@ def confirm(state: ClimbState) -> None:
     waiting = {name: state.arms[name] for name in names}
     # What is cheap answers first, so that no row of a dear arm lacks its pair when the budget ends.
     ranked = sorted(waiting, key=lambda name: state.row_seconds(waiting[name]))
-    for until in looks(len(state.confirm), whole=state.whole):
+    for until, later in with_next(looks(len(state.confirm), whole=state.whole)):
         for name in [name for name in ranked if name in waiting]:
             state.order(waiting[name], state.confirm, until)
+        for name in [name for name in ranked if name in waiting]:
+            state.order(waiting[name], state.confirm, later, ahead=True)
         for name in [name for name in ranked if name in waiting]:
             answer(state, waiting[name], until)
             if name not in state.arms:
@@ -144,7 +146,9 @@ def narrow(state: ClimbState, name: str) -> None:
     if (n - len(known)) * state.row_seconds(arm) <= FEW_SECONDS:
         answer(state, arm, n)
         return
-    for until in looks(n, whole=state.whole):
+    for until, later in with_next(looks(n, whole=state.whole)):
+        state.order(arm, state.confirm, until)
+        state.order(arm, state.confirm, later, ahead=True)
         answer(state, arm, until)
         low, high = mean_interval(state.scores(arm, state.confirm), seed=state.options.seed)
         if until >= FIRST and (high - low) / 2 <= PRECISE:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from rung.artifact.artifact import Artifact
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left, raise_failed
 from rung.climbing.budget import NO_LIMITS, TimeUp, duration_text
-from rung.climbing.choice import FIRST, Prospect, looks, next_arm, order_ahead, prospects, put_off
+from rung.climbing.choice import FIRST, Prospect, looks, next_arm, order_ahead, prospects, put_off, with_next
 from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
@@ -137,13 +137,11 @@ def _race(state: ClimbState, arm: Arm) -> None:
         return
     if arm.name not in state.arms:  # its training was stopped
         return
-    steps = looks(len(state.search), whole=state.whole)
-    for place, until in enumerate(steps):
+    for until, later in with_next(looks(len(state.search), whole=state.whole)):
         leader = state.arms[state.leader]
         for each in (leader, arm):
             state.order(each, state.search, until)
-        for later in steps[place + 1 : place + 2]:
-            state.order(arm, state.search, later, ahead=True)
+        state.order(arm, state.search, later, ahead=True)
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
