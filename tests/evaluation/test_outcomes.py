@@ -71,8 +71,9 @@ def test_the_chart_is_well_formed_and_escaped():
 def test_expected_and_measured_side_by_side():
     assert guide_section(RESULT) == ""
     html = guide_section(replace(RESULT, advice=ADVICE))
-    assert "<td>features<td class=why>helps<td class=why>few &lt;rows&gt;; labels<td class=why>helped: +20.0 pp" in html
-    assert "<td>dora" not in html
+    rung = '<a href="#rows?pick=features">features</a>'
+    assert f"<td>{rung}<td class=why>helps<td class=why>few &lt;rows&gt;; labels<td class=why>helped: +20.0 pp" in html
+    assert "dora" not in html
     assert "A &lt;b&gt; 2024" in html
 
 

@@ -56,7 +56,7 @@ def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):
     monkeypatch.setattr("rung.engines.openvino_export.exported", lambda *model, progress: done.append(model))
     rung("pull", "embedded", "--openvino", "--quiet")
     assert done == [(embedded, "causal", "int8")]
-    monkeypatch.setattr("rung.engines.encoders.OpenVinoEncoder", lambda files, recipe, progress: done.append(files))
+    monkeypatch.setattr("rung.engines.encoders.OpenVinoEncoder", lambda files, *_, progress: done.append(files))
     rung("pull", "embedded-encoder", "--openvino", "--quiet")
     assert done[1:] == [encoder]
 
