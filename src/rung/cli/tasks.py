@@ -144,7 +144,8 @@ def _check_documents(task: Task, file: Path, json: bool) -> None:
         raise DataError("no-documents", f"{problem}{listing.problems[0].what}", hint="see `rung explain no-documents`")
     left_out = {each.source: each.what for each in listing.problems}
     values = {"task": task.name, "documents": len(listing.sources), "left_out": left_out}
-    lines = [f"{len(listing.sources):,} documents", *(f"  left out: {name}: {why}" for name, why in left_out.items())]
+    count = "1 document" if len(listing.sources) == 1 else f"{len(listing.sources):,} documents"
+    lines = [count, *(f"  left out: {name}: {why}" for name, why in left_out.items())]
     lines += [f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.",
               f'Its documents can be asked: rung run {file} "question"']  # fmt: skip
     render.result(json, values, "\n".join(lines))
