@@ -349,6 +349,23 @@ def test_expected_answers_that_are_longer_than_what_may_be_written() -> None:
     assert found() == ([], [])
 
 
+def test_thoughts_that_nothing_learns_are_counted() -> None:
+    rows = []
+    for i, text in enumerate(texts(400)):
+        thought = {"reasoning_content": "It is short."} if i % 4 == 0 else {}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"done {i}", **thought}]
+        rows.append(json.dumps({"messages": turns}))
+    Path("a.jsonl").write_text("\n".join(rows))
+    task({"train": "a.jsonl", "split": {"method": "folds"}}, inputs=["messages"], output={"kind": "chat"})
+    assert found() == (
+        [],
+        [
+            "100 of 400 training answers have thoughts, and nothing learns them: with a model that thinks, "
+            "set `thinking: on`"
+        ],
+    )
+
+
 def test_inputs_that_are_longer_than_what_reads_them_are_counted() -> None:
     rows = labelled(400)
     rows[0]["text"] += " so" * 300

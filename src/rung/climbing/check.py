@@ -118,7 +118,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     training = _training_reports(task, data) if tuning else {}
     rows = (*data.train, *data.validation, *data.test)
     warnings, notes = (
-        [*report.warnings, *_long_answers(task, rows, count)],
+        [*report.warnings, *_long_answers(task, rows, count), *_unlearned_thoughts(task, data.train)],
         [*figures((*data.preferences, *data.unseen_preferences))],
     )
     if task.data.weight is not None:
@@ -153,6 +153,16 @@ def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tok
 
     if (problem := refused_row(rows, [zero.prompt.messages(row.inputs) for row in rows], read)) is not None:
         raise problem
+
+
+def _unlearned_thoughts(task: Task, rows: Sequence[Example]) -> Iterator[str]:
+    """Count the answers with thoughts that training leaves out, as the model is to answer without any."""
+    thoughtful = sum(row.turn is not None and "reasoning_content" in row.turn for row in rows)
+    if thoughtful and task.thinking == "off":
+        yield (
+            f"{thoughtful:,} of {len(rows):,} training answers have thoughts, and nothing learns them: "
+            "with a model that thinks, set `thinking: on`"
+        )
 
 
 # ---- texts that are longer than what reads or writes them
