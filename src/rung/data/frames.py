@@ -292,10 +292,10 @@ def _of_hub(source: str) -> Iterator[tuple[str, str | None, str]]:
     if offline():
         os.environ["HF_HUB_OFFLINE"] = "1"  # which the library reads when it is imported
     with needed_by("a Hub data set"):
-        from datasets.exceptions import DatasetsError
+        from datasets import exceptions
     try:
         yield name, config or None, split
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
         raise DataError("download-failed", f"{source} cannot be loaded: {reason}", hint=hint) from error
