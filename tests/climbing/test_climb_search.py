@@ -44,7 +44,7 @@ def test_the_leader_is_proven_before_slow_arms_are_made(stage):
     play = stage(HEAD, Planted("slow", 0.7, row=0.5, takes=300.0))
     said = []
     progress = type(
-        "Said", (), {"say": said.append, **dict.fromkeys(("start", "advance", "finish"), lambda *a, **k: None)}
+        "Said", (), {"say": said.append, **dict.fromkeys(("board", "start", "advance", "finish"), lambda *a, **k: None)}
     )
     play.climb(progress=progress, rungs=("head", "slow"))
     assert any("head leads with" in text and "proven" in text for text in said)
