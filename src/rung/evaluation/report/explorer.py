@@ -32,7 +32,7 @@ KINDS = {
 
 STYLE = """
 .filters{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.4rem 0}
-.filters label{display:flex;gap:.4rem;align-items:center}
+.filters label{display:flex;gap:.4rem;align-items:center;max-width:100%}.filters select{min-width:0}
 .filters input{font:inherit;padding:.2rem .4rem;min-width:0;max-width:16rem;flex:1}
 #rows td{white-space:normal;text-align:left;vertical-align:top;min-width:7rem;max-width:26rem}
 #rows td:first-child{overflow-wrap:normal}
