@@ -68,6 +68,29 @@ def test_check_tells_it_as_json(task_file):
     assert "training" not in json.loads(run("check", task_file, "--json").stdout)
 
 
+def test_check_shows_every_token_of_a_row(task_file):
+    told = json.loads(run("check", task_file, "--tuning", "--row", "2", "--json").stdout)["training_row"]
+    assert (told["row"], told["source"], told["dropped"]) == (2, "rows.jsonl:2", None)
+    (example,) = told["examples"]
+    ((first, last),) = example["supervised"]
+    assert last == len(example["tokens"]) == len(example["pieces"])
+    assert "".join(example["pieces"][first:last]).endswith("<|im_end|>")
+    assert example["text"].endswith(">>>number 1<|im_end|><<<")
+    shown = run("check", task_file, "--tuning", "--row", "2").stdout
+    assert f"training row 2 (rows.jsonl:2): {last} tokens, {last - first} of them trained on" in shown
+    table = shown[shown.index("as the vocabulary spells it") :]
+    rows = [line.split() for line in table.splitlines()]
+    marks = {int(cells[0]): "yes" in cells for cells in rows if len(cells) > 2 and cells[0].isdigit()}
+    assert {place for place, marked in marks.items() if marked} == set(range(first, last))
+
+
+def test_check_says_why_a_row_cannot_be_shown(task_file):
+    long = run("check", task_file, "--tuning", "--row", "41").stdout
+    assert "training row 41 (rows.jsonl:41) is dropped: longer than the context" in long
+    for arguments in (("--row", "2"), ("--tuning", "--row", "99")):
+        assert run("check", task_file, *arguments).exception.code == "bad-option"
+
+
 def test_the_artifact_keeps_it_and_show_and_the_report_tell_it(tiny_zero, data, tmp_path):
     tuned = LoRA(rank=2, epochs=1).fit(tiny_zero, replace(data, train=data.train[:8]))
     folder = tuned.save(tmp_path / "a")

@@ -374,7 +374,7 @@ def guess(made: Guess, out: Path) -> None:
     say(f"Next: look at it, then\n  rung check {out}")
 
 
-def task_check(checked: TaskCheck, file: Path) -> None:
+def task_check(checked: TaskCheck, file: Path, row: Mapping[str, Any] | None = None) -> None:
     """Print what `rung check` found in the data of a task: what makes a climb meaningless, and what would mislead."""
     from rung.evaluation.report.words import data_lines, training_data_lines
 
@@ -391,6 +391,8 @@ def task_check(checked: TaskCheck, file: Path) -> None:
         say(f"\ntuning on {name}:")
         for line in training_data_lines(values):
             say(f"  {line}")
+    if row is not None:
+        trained_row(row)
     for note in checked.notes:
         say(note)
     for problem in checked.problems:
@@ -398,6 +400,20 @@ def task_check(checked: TaskCheck, file: Path) -> None:
     for warning in checked.warnings:
         typer.secho(clean(f"warning: {warning}"), fg="yellow")
     say(f"{checked.verdict}." + ("" if checked.problems else f" Next: rung climb {file} --plan"))
+
+
+def trained_row(row: Mapping[str, Any]) -> None:
+    """Print every token of a training row; those that are trained on are marked."""
+    place = f"\ntraining row {row['row']} ({row['source']})"
+    if row["dropped"]:
+        say(f"{place} is dropped: {row['dropped']}")
+    for each in row["examples"]:
+        trained = {i for first, last in each["supervised"] for i in range(first, last)}
+        count = f"{len(each['tokens'])} tokens, {len(trained)} of them trained on"
+        say(f"{place}: {count}, between >>> and <<<:\n{each['text']}\n")
+        cells = enumerate(zip(each["tokens"], each["pieces"], strict=True))
+        lines = [(i, token, "yes" if i in trained else "", piece or "") for i, (token, piece) in cells]
+        table((">place", ">token", "trained", "as the vocabulary spells it"), lines)
 
 
 def clusters(result: Mapping[str, Any]) -> None:

@@ -115,12 +115,19 @@ def check(
     tuning: Annotated[
         bool, Option("--tuning", help="Also show what tuning would learn from; needs the model's tokenizer.")
     ] = False,
+    row: Annotated[int | None, Option(
+        min=1, help="With --tuning: show every token of this training row, and which ones are trained on."
+    )] = None,
     sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Validate a task file and its data without a model; exit code 2 if a climb would be meaningless."""
-    from rung.climbing.check import check_task
+    from rung.climbing.check import check_task, trained_row
 
+    if row is not None and not tuning:
+        raise ConfigError("bad-option", "--row needs --tuning", hint=f"rung check {task} --tuning --row {row}")
     loaded = options.load_task(task, sets, runs=False)
+    if row is not None and loaded.data.train is None:
+        raise ConfigError("bad-option", f"{task} has no training rows", hint="leave --row out")
     if loaded.data.train is None:
         _check_documents(loaded, task, json)
         return
@@ -128,7 +135,9 @@ def check(
     values = {"task": loaded.name, "unit": checked.unit, **checked.data.report.as_dict()}
     values |= {"warnings": list(checked.warnings), "notes": list(checked.notes), "verdict": checked.verdict}
     values |= {"training": checked.training} if tuning else {}
-    render.result(json, values, lambda: render.task_check(checked, task))
+    shown = None if row is None else trained_row(loaded, checked.data, row)
+    values |= {} if shown is None else {"training_row": shown}
+    render.result(json, values, lambda: render.task_check(checked, task, shown))
     if checked.problems:
         raise Exit(2)
 

@@ -32,7 +32,7 @@ from rung.models.tokenizer import Tokenizer
 from rung.rungs import build
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
-from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
+from rung.training.examples import TOO_LONG, TrainingReport, marked, text_blocks, tokenize
 from rung.user_code import allowed, missing
 
 SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplicates
@@ -295,6 +295,27 @@ def _training_reports(task: Task, data: Data) -> dict[str, Any]:
         report = reports["text"] = TrainingReport(rows=len(data.text))
         report.measure(text_blocks(model, data.text, BLOCK_TOKENS), model.tokenizer)
     return {name: report.as_dict() for name, report in reports.items()}
+
+
+def trained_row(task: Task, data: Data, number: int) -> dict[str, Any]:
+    """What tuning would learn from one training row, counted from 1: every token, and whether it is supervised.
+
+    Raises:
+        ConfigError: there are not so many training rows.
+    """
+    if not 1 <= number <= len(data.train):
+        message = f"there is no training row {number}"
+        raise ConfigError("bad-option", message, hint=f"give a number from 1 to {len(data.train):,}")
+    row, model, report = data.train[number - 1], LocalModel(resolve(task.model)), TrainingReport()
+    read = tokenize(Artifact.zero_shot(task, data.labels), model, [row], truncation="drop", report=report)
+    examples = [
+        {
+            "tokens": list(each.tokens), "supervised": [list(span) for span in each.spans],
+            "pieces": [model.tokenizer.token(token) for token in each.tokens], "text": marked(each, model.tokenizer),
+        }
+        for each in read
+    ]  # fmt: skip
+    return {"row": number, "source": row.source, "dropped": next(iter(report.dropped), None), "examples": examples}
 
 
 def _at_hand(reference: str) -> ModelFiles | None:
