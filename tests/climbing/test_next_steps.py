@@ -127,10 +127,10 @@ def test_an_ensemble_of_arms_that_err_on_different_rows_is_offered(zero, tmp_pat
         name: [answered(name, row, labels, p) for row, p in zip(rows, own, strict=True)] for name, own in probs.items()
     }
     artifact = replace(zero, signature=replace(zero.signature, labels=labels))
-    steps = next_steps(artifact, data, [result("one")], "one", answers)
+    steps = next_steps(artifact, data, [result("one")], "one", answers).texts
     assert steps[0].startswith("an ensemble: the average of the label probabilities of ")
     assert "points better than one, cross-validated on 240 rows" in steps[0]
-    alone = next_steps(artifact, data, [result("one")], "one", {k: answers[k] for k in ("one", "copy")})
+    alone = next_steps(artifact, data, [result("one")], "one", {k: answers[k] for k in ("one", "copy")}).texts
     assert not any(step.startswith("an ensemble") for step in alone)
 
 
@@ -158,13 +158,19 @@ def test_steps_of_a_climb(banking, zero, tmp_path):
         for name in ("zero-shot", "head", "other")
     }
     rungs = [result("zero-shot"), result("head", {"head": {"encoder": "embedded-encoder"}})]
-    steps = next_steps(artifact, data, rungs, "head", answers)
+    found = next_steps(artifact, data, rungs, "head", answers)
+    steps = found.texts
+    assert [rows for rows, *_ in found.curve] == sorted(rows for rows, *_ in found.curve)
+    assert all(low < score < high for _, score, low, high in found.curve)
+    assert found.doubled is not None
+    assert found.doubled[0] == 2 * found.curve[-1][0]
+    assert found.doubled[1] >= found.curve[-1][1]
     by_start = {step.split(":")[0]: step for step in steps}
     assert "more training rows" in by_start
     assert any(row.source in by_start["labels that may be wrong"] for row in train[:5])
     assert f"rows that no arm answers right: 1 of {len(head)}: {rows[203].source}; check" in "".join(steps)
     assert not any(step.startswith("fresh test rows") for step in steps)
-    again = next_steps(artifact, data, rungs, "head", answers, 2)
+    again = next_steps(artifact, data, rungs, "head", answers, 2).texts
     assert any(step.startswith("fresh test rows: these have now decided 2 climbs") for step in again)
 
 

@@ -16,7 +16,7 @@ from rung.evaluation.report.explorer import answered_rows
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price, svg
 from rung.evaluation.report.words import delta_text, worth_notes
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, TimeSpan
 from rung.evaluation.scoring import related
 from rung.evaluation.statistics import compare
 
@@ -216,7 +216,7 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
         chosen = re.search(r"pick=([\w-]+)", links.first.get_attribute("href"))[1]
         page.wait_for_function("arm => document.querySelector('#pick').selectedOptions[0].text === arm", arg=chosen)
     page.click(".ladder a >> text=zero-shot")  # the link shows what this rung gets wrong
-    assert many.inner_text() == "1 to 25 of 300 rows"
+    page.wait_for_function("() => document.querySelector('#many').textContent === '1 to 25 of 300 rows'")
     page.fill("#find", "no such text")
     assert many.inner_text() == "no rows"
     page.fill("#find", "OWNED")
@@ -225,6 +225,14 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     assert page.title().startswith("<script>")  # the task's name, as text: only our script ran
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert problems == []  # also none about the content policy
+    page.close()
+
+
+def test_long_labels_fit_on_a_phone(result, predictions, tmp_path, browser):
+    long = {name: [replace(row, expected=("label_" * 20,)) for row in rows] for name, rows in predictions.items()}
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(write_html(result, long, tmp_path).as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.close()
 
 
@@ -345,3 +353,30 @@ def test_a_comparison_reads_as_one_line(result):
     line = "features against zero-shot: +41.0 pp [+37.0, +45.0], 250 fixed / 4 broken of 600 rows, p < 0.001"
     assert str(result.comparisons[0]) == line
     assert line.replace("<", "&lt;") in result.comparisons[0]._repr_html_()
+
+
+def test_the_learning_curve_and_the_time_are_drawn_where_they_were_measured(result, predictions, tmp_path):
+    bare = Climb(result, tmp_path, predictions).plot
+    assert bare.learning_curve() is None
+    assert bare.budget() is None
+    assert "Where the time went" not in page(result, predictions)
+    spans = (
+        TimeSpan("zero-shot", "answering", 2.0, 300.0), TimeSpan("lora", "making", 302.0, 700.0, 0.25),
+        TimeSpan("lora", "answering", 1010.0, 100.0),
+    )  # fmt: skip
+    curve = ((40, 0.6, 0.5, 0.7), (80, 0.7, 0.6, 0.8), (160, 0.75, 0.65, 0.85))
+    known = replace(result, curve=curve, doubled=(320, 0.775), spending=spans, budget_seconds=1200.0)
+    known.write(tmp_path)
+    assert ClimbResult.read(tmp_path) == known
+    plot = Climb(known, tmp_path, predictions).plot
+    axes = plot.budget().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["zero-shot", "lora"]
+    assert [text.get_text() for text in axes.texts] == ["5 min 0 s", "13 min 20 s, 0.25 billed"]
+    assert axes.get_xlabel() == "minutes since the climb began"
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([5, 700 / 60, 100 / 60])
+    axes = plot.learning_curve().axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["40", "80", "160", "320"]
+    assert axes.texts[0].get_text() == "+2.5"
+    text = page(known, predictions)
+    assert "Where the time went" in text
+    assert 'style="' not in text

@@ -10,6 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NoReturn
@@ -411,6 +412,22 @@ class ClimbState:
         if self.scoring.top and not artifact.decoder.gives_probs:
             error = no_probabilities(artifact, self.scoring)
             raise error if arm.rung is None else FitFailed(arm, error)
+        with self._noted_answers(name):
+            self._answer_all(arm, artifact, rest, split, name, key)
+
+    @contextmanager
+    def _noted_answers(self, name: str) -> Iterator[None]:
+        """Record how long answers take, also those before an error or the end of the budget."""
+        began, known = time.perf_counter(), len(self.store.predictions(name))
+        try:
+            yield
+        finally:
+            if rows := len(self.store.predictions(name)) - known:
+                self.store.note("answered", name=name, rows=rows, took=round(time.perf_counter() - began, 3))
+
+    def _answer_all(
+        self, arm: Arm, artifact: Artifact, rest: list[Example], split: Split, name: str, key: str
+    ) -> None:
         self.budget.start(f"{arm.name} on {split}", len(rest))
         if self.crew is not None:
             try:

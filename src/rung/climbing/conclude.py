@@ -17,7 +17,7 @@ from rung.artifact.confidence import Calibration, CalibrationMethod, of_decision
 from rung.artifact.decoder import Answer
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
 from rung.climbing.confirm import narrow, weigh
-from rung.climbing.next_steps import decisions, next_steps
+from rung.climbing.next_steps import NextSteps, decisions, next_steps
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
@@ -152,7 +152,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
     answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
     rungs = tuple(related(results, answers, best, state.scoring, seed=state.options.seed))
-    advised: tuple[str, ...] = ()
+    advised = NextSteps(())
     with state.budget.stage():
         state.budget.check()
         advised = next_steps(
@@ -172,8 +172,9 @@ def conclude(state: ClimbState) -> ClimbResult:
         notes=(how_measured(state), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
-        rows=state.confirm.split, level=state.level, next_steps=advised,
+        rows=state.confirm.split, level=state.level, next_steps=advised.texts,
         unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
+        curve=advised.curve, doubled=advised.doubled, spending=state.store.spending(),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from rung.evaluation.decision import LEVEL
 from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
-from rung.evaluation.statistics import Array, sign_test
+from rung.evaluation.statistics import Array, sign_test, wilson
 from rung.models.files import writing
 from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
@@ -52,14 +52,15 @@ SHOWN = 4  # rows that are named
 ROUNDS = 12  # additions to an ensemble
 LIKELY = 0.9  # chance of an ensemble to be better, from which it is offered
 LEDGER = "decisions.jsonl"  # in the folder of the runs
+Curve = list[tuple[int, float]]  # training rows and accuracy
 Step = tuple[float, str]  # what it may gain, a share, and the sentence
 
 
 def next_steps(
     zero: Artifact, data: Data, rungs: Sequence[RungResult], best: str, answers: Mapping[str, Sequence[Prediction]],
     number: int = 1, *, margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
-) -> tuple[str, ...]:  # fmt: skip
-    """Say what to do next, most useful first.
+) -> NextSteps:  # fmt: skip
+    """Say what to do next, most useful first, and measure the learning curve where there is one.
 
     `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one.
     The rows decide for the `number`-th time.
@@ -69,6 +70,7 @@ def next_steps(
     encoder = _encoder(rungs, zero.model)
     steps: list[Step] = []
     suspects: dict[str, str] = {}
+    curve: Curve = []
     if zero.signature.kind == "category" and find_spec("cleanlab") is None:
         steps.append(
             (0.0, "install rung[local]: without scikit-learn and cleanlab, nothing is said of labels and rows")
@@ -84,7 +86,8 @@ def next_steps(
             vectors = vectors_of(zero, encoder, texts_of(zero, train), progress=progress)
             truth = np.array([data.labels.index(row.outputs[0]) for row in train], dtype=np.int64)
             held_out = out_of_fold(vectors, truth, len(data.labels), seed)
-            steps += _more_rows(vectors, truth, held_out, seed)
+            curve = learning_curve(vectors, truth, held_out, seed) if len(truth) >= FEWEST else []
+            steps += _more_rows(curve)
             if not data.folds:  # with folds, the rows were answered out of fold already
                 suspects |= suspect_labels(data.labels, train, held_out)
         steps += _suspects(seen, suspects, rows)
@@ -93,7 +96,23 @@ def next_steps(
         steps.append(
             (0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
         )
-    return tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
+    ordered = tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
+    if not curve:
+        return NextSteps(ordered)
+    rows_of_all, score = len(truth), curve[-1][1]
+    intervals = (wilson(round(share * rows_of_all), rows_of_all) for _, share in curve)
+    drawn = tuple((n, share, *interval) for (n, share), interval in zip(curve, intervals, strict=True))
+    gain = gain_of_doubling([share for _, share in curve])
+    return NextSteps(ordered, drawn, (2 * curve[-1][0], score + gain))
+
+
+@dataclass(frozen=True)
+class NextSteps:
+    """What to do next, and the learning curve as `rung.evaluation.result.ClimbResult` keeps it."""
+
+    texts: tuple[str, ...]
+    curve: tuple[tuple[int, float, float, float], ...] = ()
+    doubled: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ def out_of_fold(vectors: Floats, truth: Numbers, labels: int, seed: int) -> Arra
     return np.asarray(probs / probs.sum(1, keepdims=True), dtype=np.float64)
 
 
-def learning_curve(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> list[tuple[int, float]]:
+def learning_curve(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> Curve:
     """Measure the accuracy of a head on other rows, when it is fitted on a quarter, a half and all of the rows.
 
     `held_out` is what `out_of_fold` gives. The curve is empty where a quarter has fewer than two rows a label.
@@ -206,8 +225,8 @@ def _folds(truth: Numbers, seed: int) -> Numbers:
     return fold
 
 
-def _more_rows(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> list[Step]:
-    if len(truth) < FEWEST or not (curve := learning_curve(vectors, truth, held_out, seed)):
+def _more_rows(curve: Curve) -> list[Step]:
+    if not curve:
         return []
     gain = gain_of_doubling([score for _, score in curve])
     course = ", ".join(f"{100 * score:.1f} % from {n}" for n, score in curve)

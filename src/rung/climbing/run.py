@@ -142,6 +142,14 @@ class ClimbPlots:
         """The training loss of every trained rung."""
         return plots.loss(self.result)
 
+    def learning_curve(self) -> Figure | None:
+        """The accuracy of a head on an encoder against training rows, and what twice as many would bring."""
+        return plots.learning_curve(self.result)
+
+    def budget(self) -> Figure | None:
+        """What the climb's time went to, arm by arm."""
+        return plots.budget(self.result)
+
 
 def climb(
     task: Task, budget: str | float | None = None, *, progress: Progress | None = None,

@@ -28,7 +28,7 @@ from rung.artifact.files import MANIFEST
 from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
-from rung.evaluation.result import Prediction
+from rung.evaluation.result import Prediction, TimeSpan
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET
 from rung.yamlfile import read_sealed, sealed, sealed_lines, unreadable
@@ -79,6 +79,27 @@ class RunStore:
     def all_noted(self, event: str) -> list[dict[str, Any]]:
         """The journal's entries of this event, the oldest first."""
         return [entry for entry in self.journal if entry["event"] == event]
+
+    def spending(self) -> tuple[TimeSpan, ...]:
+        """What the arms spent, in its order; neighbours of the same arm and work are one."""
+        spans: list[TimeSpan] = []
+        end = 0.0
+        for entry, spent in zip(self.journal, self.journal[1:], strict=False):
+            if spent["event"] != "spent":
+                continue
+            end += spent["seconds"]
+            if entry["event"] == "fitted":
+                work, took = "making", entry["fit_seconds"]
+            elif entry["event"] == "answered":
+                work, took = "answering", entry["took"]
+            else:
+                continue
+            name, start, money = entry["name"].split("/")[0], max(0.0, end - took), spent["endpoints"]["money"]
+            if spans and (spans[-1].name, spans[-1].work) == (name, work):
+                money += spans[-1].money
+                start = spans.pop().start
+            spans.append(TimeSpan(name, work, round(start, 3), round(end - start, 3), money))
+        return tuple(spans)
 
     # ---- artifacts
 

@@ -181,6 +181,17 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """What an arm spent in one go, of the climb's time and money."""
+
+    name: str  # of the arm
+    work: Literal["making", "answering"]
+    start: float  # seconds after the climb began, earlier processes included
+    seconds: float
+    money: float = 0.0  # that endpoints billed
+
+
+@dataclass(frozen=True, slots=True)
 class ClimbResult:
     """The whole climb."""
 
@@ -210,6 +221,9 @@ class ClimbResult:
     rows: Split = "test"  # those that the decision was made on
     level: float = LEVEL  # of the gate, for this decision on these rows
     unfinished: tuple[str, ...] = ()  # names of what more budget, or asking for it, would try
+    curve: tuple[tuple[int, float, float, float], ...] = ()  # of learning: training rows, accuracy, its 95 % interval
+    doubled: tuple[int, float] | None = None  # twice the rows of the curve, and the accuracy that it expects there
+    spending: tuple[TimeSpan, ...] = ()  # what took the time, in its order
 
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
@@ -237,8 +251,12 @@ class ClimbResult:
                 for r in values["rungs"]
             )  # fmt: skip
             comparisons = tuple(Comparison(**c) for c in values["comparisons"])
+            spending = tuple(TimeSpan(**span) for span in values.get("spending", ()))
+            curve = tuple(map(tuple, values.get("curve", ())))
+            doubled = tuple(values["doubled"]) if values.get("doubled") else None
             several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
-            return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})
+            drawn = {"spending": spending, "curve": curve, "doubled": doubled}
+            return cls(**{**values, **several, **drawn, "rungs": rungs, "comparisons": comparisons})
         except (LookupError, TypeError, AttributeError) as wrong:
             raise damaged(f"is not a report of a climb: {type(wrong).__name__}: {wrong}") from wrong
 

@@ -86,7 +86,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     trained = [rung.name for rung in words.measured(result) if rung.losses]
     read = [rung.name for rung in words.measured(result) if rung.retrieval]
     sections = [
-        ("What to do next", _paragraphs([*result.next_steps, *words.unfinished_notes(result)])),
+        ("What to do next", _next(result)),
         ("The ladder", _ladder(result)),
         ("Quality against price", _priced(result)),
         ("All figures", _figures_table(result)),
@@ -96,6 +96,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
         ("Training", _figure(plots.loss(result)) + rows_links("wrong", *trained) + _training_data(result)),
+        ("Where the time went", _figure(plots.budget(result))),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
@@ -185,6 +186,11 @@ def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
 def _priced(result: ClimbResult) -> str:
     drawn = _figure(plots.price(result), wide=False)
     return drawn and drawn + rows_links("wrong", *(rung.name for rung in words.measured(result)))
+
+
+def _next(result: ClimbResult) -> str:
+    texts = [*result.next_steps, *words.unfinished_notes(result)]
+    return _paragraphs(texts) + _figure(plots.learning_curve(result), wide=False)
 
 
 def _ladder(result: ClimbResult) -> str:

@@ -1,4 +1,4 @@
-"""Plots of a climb, as figures of matplotlib and as SVG: ladder, price, confusions, reliability, coverage, loss.
+"""Plots of a climb, as figures of matplotlib and as SVG: ladder, price, confusions, reliability, coverage, loss, time.
 
 The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Backgrounds are transparent, and
 text is a middle grey with enough contrast on white and on black.
@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rung.evaluation.metrics.labels import confusion
-from rung.evaluation.report.words import measured, p_text
+from rung.evaluation.report.words import duration, measured, p_text
 from rung.evaluation.result import YARDSTICK, ClimbResult, Prediction
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
+TIME_UNITS = ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))  # from so many seconds on, divided by, named
 
 
 STYLE: Any = {
@@ -283,4 +284,66 @@ def loss(result: ClimbResult) -> Figure | None:
         axes.set(xlabel="step", ylabel="loss per answer token", ylim=(0, None))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
+        return figure
+
+
+def learning_curve(result: ClimbResult) -> Figure | None:
+    """The accuracy of a head on an encoder against training rows, and what twice as many would bring; None without."""
+    if not result.curve:
+        return None
+    rows, scores, low, high = zip(*result.curve, strict=True)
+    with _drawing("Learning curve of a head on an encoder", 5.4, 3.6) as figure:
+        axes = figure.add_subplot()
+        axes.fill_between(rows, [100 * x for x in low], [100 * x for x in high], color=BLUE, alpha=0.18, linewidth=0)
+        axes.plot(rows, [100 * x for x in scores], "o-", color=BLUE, linewidth=1.8, label="measured, with 95 % interval")
+        ticks = list(rows)
+        if result.doubled is not None:
+            x, y = result.doubled
+            axes.plot([rows[-1], x], [100 * scores[-1], 100 * y], "--", color=ORANGE, linewidth=1.5)
+            axes.plot(x, 100 * y, "o", color=ORANGE, fillstyle="none", label="expected of twice as many rows")
+            axes.annotate(
+                f"{100 * (y - scores[-1]):+.1f}", (x, 100 * y), (0, 8), textcoords="offset points", color=ORANGE,
+                ha="center",
+            )  # fmt: skip
+            ticks.append(x)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axes.margins(x=0.1, y=0.2)
+        axes.set(xlabel="training rows of a head on an encoder", ylabel="accuracy on other rows, %")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.grid(alpha=0.2)
+        return figure
+
+
+def budget(result: ClimbResult) -> Figure | None:
+    """When each arm was made and when it answered, with what it took; None without records."""
+    spans = result.spending
+    if not spans:
+        return None
+    from matplotlib.patches import Patch
+
+    names = list(dict.fromkeys(span.name for span in spans))
+    end = max(result.seconds, *(span.start + span.seconds for span in spans))
+    scale, unit = next((s, u) for least, s, u in TIME_UNITS if end >= least)
+    colours = {"making": ORANGE, "answering": BLUE}
+    with _drawing("Where the time went", 7.5, 1.4 + 0.32 * len(names)) as figure:
+        axes = figure.add_subplot()
+        for place, name in enumerate(names):
+            own = [span for span in spans if span.name == name]
+            for span in own:
+                width = max(span.seconds, end / 400) / scale  # what is short stays visible
+                axes.barh(place, width, left=span.start / scale, height=0.6, color=colours[span.work])
+            took, money = sum(span.seconds for span in own), sum(span.money for span in own)
+            text = duration(took) + (f", {money:.2g} billed" if money else "")
+            at = max(span.start + max(span.seconds, end / 400) for span in own) / scale
+            axes.annotate(text, (at, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.02 * end / scale)
+        if result.budget_seconds is not None and result.budget_seconds <= 1.02 * end:
+            axes.axvline(result.budget_seconds / scale, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_xlabel(f"{unit} since the climb began")
+        marks = [Patch(color=colours["making"], label="making the rung"), Patch(color=BLUE, label="answering rows")]
+        figure.legend(handles=marks, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+        axes.grid(axis="x", alpha=0.2)
         return figure
