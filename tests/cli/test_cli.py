@@ -108,6 +108,10 @@ def test_run_predict_eval_show_export(rung, artifact, small_task_file, tmp_path)
     assert rung("predict", artifact, rows, "--out", out, "--quiet").returncode == 0
     whole = out.read_text()
     assert len(whole.splitlines()) == 36
+    again = rung("predict", artifact, rows, "--out", tmp_path / "again.jsonl")
+    assert f"Next: rung serve {artifact}\n" in again.stderr
+    piped = rung("predict", artifact, rows)
+    assert "Next" not in piped.stdout + piped.stderr
     out.write_text("".join(line + "\n" for line in whole.splitlines()[:10]) + '{"row": "te')  # as a kill leaves it
     assert rung("predict", artifact, rows, "--out", out, "--resume", "--quiet").returncode == 0
     assert out.read_text() == whole

@@ -35,6 +35,7 @@ def test_build_show_search_update_path(file):
     assert run("index", "build", file, "-q").stdout == (
         "2 passages of up to 250 tokens from 2 documents in 2 files; 1 files left out\n"
         "  left out  docs/logo.png: files of kind .png are not read\n"
+        f"Next: rung index search {file} 'a question'\n"
     )
     shown = json.loads(run("index", "show", file, "--json").stdout)
     assert (shown["passages"], shown["left_out"], shown["encoder"]) == (2, 1, "embedded-encoder")

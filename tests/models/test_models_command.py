@@ -48,7 +48,10 @@ def test_nothing_is_fetched_to_show_an_embedded_model(rung):
 
 def test_pull(rung, embedded):
     assert json.loads(rung("pull", "embedded", "--quiet", "--json").stdout)["fingerprint"] == embedded.fingerprint
-    assert "135M parameters" in rung("pull", "embedded").stdout
+    text = rung("pull", "embedded").stdout
+    assert "135M parameters" in text
+    assert text.endswith("\nNext: rung init rows.csv --model embedded\n")
+    assert "Next" not in rung("pull", "embedded-encoder").stdout  # no task file names it as its model
 
 
 def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):

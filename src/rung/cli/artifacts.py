@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -51,6 +52,8 @@ def run(
         ranked = sorted(zip(loaded.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
     render.result(json, values, lambda: render.answer(answer))
+    if artifact.is_dir() and not json and sys.stdout.isatty():  # a pipe gets the answer alone
+        render.note(f"Next: {shlex.join(('rung', 'predict', str(artifact)))} rows.csv --out answers.csv")
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
@@ -192,6 +195,8 @@ def predict(
         render.print_json({**counts, "out": str(out), "format": done.format, "answer_column": name})
     elif out is not None or done.overflow_rows:
         render.note(f"{done}{'' if out is None else f': {out}'}")
+    if not json and not quiet and out is not None:
+        render.note(f"Next: {shlex.join(('rung', 'serve', str(artifact)))}")
 
 
 def _executor(workers: str | None, on: str | None, jobs: str | None, out: Path | None) -> Executor | None:
@@ -331,7 +336,8 @@ def push(
 
     done = push(folder, repository, public=public)
     text = f"{done.url}: {len(done.files)} files, {done.megabytes:.1f} MB"
-    render.result(json, done._asdict(), text)
+    whole = (folder / "config.json").is_file()  # a model, which other tasks may start from; not an adapter
+    render.result(json, done._asdict(), text, then=("rung", "models", "pull", repository) if whole else ())
 
 
 def _write_weights(

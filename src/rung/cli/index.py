@@ -36,7 +36,7 @@ def build(
     if named:
         keys = ", ".join(f"{key}: {value}" for key, value in given.items() if value != "auto")
         render.note(f"write {keys} below `corpus` in {task}: the other commands read it there")
-    _show(build_index(loaded, again=again, progress=options.progress(quiet)), json)
+    _show(build_index(loaded, again=again, progress=options.progress(quiet)), json, task)
 
 
 @app.command()
@@ -136,8 +136,9 @@ def _note_changes(index: Index, task: Task) -> None:
         render.note(f"the documents differ from those of the index: {counts}; run `rung index update`")
 
 
-def _show(index: Index, json: bool) -> None:
+def _show(index: Index, json: bool, built: Path | None = None) -> None:
     left_out = sum(problem.left_out for problem in index.manifest.problems)
     contents = index.manifest.model_dump(exclude={"format", "table", "files", "version"})
     values = {"folder": str(index.folder), "left_out": left_out, **contents}
-    render.result(json, values, lambda: render.index(index))
+    then = () if built is None else ("rung", "index", "search", built, "a question")
+    render.result(json, values, lambda: render.index(index), then=then)

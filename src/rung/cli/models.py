@@ -88,13 +88,18 @@ def pull(
 ) -> None:  # fmt: skip
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.engines.opening import export_ahead
+    from rung.models.embedded import find
     from rung.models.reference import resolve
+    from rung.models.tokenizer import chat_template_of
 
     files = resolve(reference, progress=options.progress(quiet))
     if openvino:
         export_ahead(files, progress=options.progress(quiet))
     text = f"{files.name}: {render_models.count(files.parameters)} parameters in {files.folder}"
-    render.result(json, {**asdict(files), "folder": str(files.folder)}, text)
+    known = find(reference)
+    writes = chat_template_of(files.folder) is not None if known is None else known.kind == "language model"
+    then = ("rung", "init", "rows.csv", "--model", reference) if writes else ()
+    render.result(json, {**asdict(files), "folder": str(files.folder)}, text, then=then)
 
 
 @app.command()
