@@ -15,6 +15,7 @@ import pytest
 
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.export.push import push
+from tests.cli.test_training_data import run
 
 
 class Hub(ThreadingHTTPServer):
@@ -37,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
             "/api/models/org/adapter/preupload/main": {
                 "files": [
                     {"path": name, "uploadMode": "regular", "shouldIgnore": False}
-                    for name in ("README.md", "adapter_config.json")
+                    for name in ("README.md", "adapter_config.json", "config.json")
                 ]
             },
             "/api/models/org/adapter/commit/main": {"commitUrl": f"{url}/commit/1", "commitOid": "1"},
@@ -110,3 +111,9 @@ def test_a_folder_without_a_card_or_a_wrong_name_is_refused_before_anything_is_s
     with pytest.raises(ArtifactError, match="no model card"):
         push(exported, "org/adapter")
     assert hub.asked == []
+
+
+def test_a_pushed_model_can_be_pulled(hub: Hub, exported: Path) -> None:
+    assert "Next" not in run("push", exported, "org/adapter").stdout  # no model of its own
+    (exported / "config.json").write_text("{}")
+    assert run("push", exported, "org/adapter").stdout.endswith("Next: rung models pull org/adapter\n")
