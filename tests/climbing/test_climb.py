@@ -102,6 +102,18 @@ def test_a_finished_climb_resumes_at_once_with_the_same_answer(task, climbed, mo
     assert [r.score for r in again.result.rungs] == [r.score for r in climbed.result.rungs]
 
 
+def test_the_time_is_told_arm_by_arm(climbed):
+    spans = climbed.result.spending
+    works = {(span.name, span.work) for span in spans}
+    assert {("lora", "making"), ("features", "making"), ("zero-shot", "answering"), ("lora", "answering")} <= works
+    assert {span.name for span in spans} <= {rung.name for rung in climbed.result.rungs}
+    assert [span.start for span in spans] == sorted(span.start for span in spans)
+    assert sum(span.seconds for span in spans) <= climbed.result.seconds + 1
+    (made,) = [span for span in spans if (span.name, span.work) == ("lora", "making")]
+    assert made.seconds >= next(rung.fit_seconds for rung in climbed.result.rungs if rung.name == "lora") - 0.01
+    assert len(climbed.plot.budget().axes[0].patches) == len(spans)
+
+
 def test_a_torn_line_is_cut_off(tmp_path):
     (tmp_path / "journal.jsonl").write_text(sealed({"event": "fitted", "name": "a"}) + '\n{"event": "fit')
     store = RunStore(tmp_path)

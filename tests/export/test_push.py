@@ -12,10 +12,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from tests.cli.test_training_data import run
 
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.export.push import push
-from tests.cli.test_training_data import run
 
 
 class Hub(ThreadingHTTPServer):

@@ -425,9 +425,7 @@ class ClimbState:
             if rows := len(self.store.predictions(name)) - known:
                 self.store.note("answered", name=name, rows=rows, took=round(time.perf_counter() - began, 3))
 
-    def _answer_all(
-        self, arm: Arm, artifact: Artifact, rest: list[Example], split: Split, name: str, key: str
-    ) -> None:
+    def _answer_all(self, arm: Arm, artifact: Artifact, rest: list[Example], split: Split, name: str, key: str) -> None:
         self.budget.start(f"{arm.name} on {split}", len(rest))
         if self.crew is not None:
             try:

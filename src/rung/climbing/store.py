@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
@@ -88,12 +88,11 @@ class RunStore:
             if spent["event"] != "spent":
                 continue
             end += spent["seconds"]
-            if entry["event"] == "fitted":
-                work, took = "making", entry["fit_seconds"]
-            elif entry["event"] == "answered":
-                work, took = "answering", entry["took"]
-            else:
+            if entry["event"] not in ("fitted", "answered"):
                 continue
+            made = entry["event"] == "fitted"
+            work: Literal["making", "answering"] = "making" if made else "answering"
+            took = entry["fit_seconds"] if made else entry["took"]
             name, start, money = entry["name"].split("/")[0], max(0.0, end - took), spent["endpoints"]["money"]
             if spans and (spans[-1].name, spans[-1].work) == (name, work):
                 money += spans[-1].money

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
-TIME_UNITS = ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))  # from so many seconds on, divided by, named
+TIME_UNITS = ((7200, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))  # from seconds on, divided by, name
 
 
 STYLE: Any = {
@@ -295,7 +295,8 @@ def learning_curve(result: ClimbResult) -> Figure | None:
     with _drawing("Learning curve of a head on an encoder", 5.4, 3.6) as figure:
         axes = figure.add_subplot()
         axes.fill_between(rows, [100 * x for x in low], [100 * x for x in high], color=BLUE, alpha=0.18, linewidth=0)
-        axes.plot(rows, [100 * x for x in scores], "o-", color=BLUE, linewidth=1.8, label="measured, with 95 % interval")
+        label = "measured, with 95 % interval"
+        axes.plot(rows, [100 * x for x in scores], "o-", color=BLUE, linewidth=1.8, label=label)
         ticks = list(rows)
         if result.doubled is not None:
             x, y = result.doubled
