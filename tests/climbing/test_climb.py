@@ -109,9 +109,26 @@ def test_the_time_is_told_arm_by_arm(climbed):
     assert {span.name for span in spans} <= {rung.name for rung in climbed.result.rungs}
     assert [span.start for span in spans] == sorted(span.start for span in spans)
     assert sum(span.seconds for span in spans) <= climbed.result.seconds + 1
-    (made,) = [span for span in spans if (span.name, span.work) == ("lora", "making")]
-    assert made.seconds >= next(rung.fit_seconds for rung in climbed.result.rungs if rung.name == "lora") - 0.01
     assert len(climbed.plot.budget().axes[0].patches) == len(spans)
+
+
+def test_an_arm_that_answers_while_it_is_trained_is_made_before_and_after(tmp_path):
+    store = RunStore(tmp_path)
+
+    def happened(event, name, seconds, **took):
+        free = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "money": 0.5}
+        lines = [{"event": event, "name": name, **took}, {"event": "spent", "seconds": seconds, "endpoints": free}]
+        store.journal += lines
+
+    happened("fitted", "a/folds/0", 11.0, fit_seconds=10.0)
+    happened("fitted", "a/folds/1", 10.0, fit_seconds=10.0)
+    happened("chosen", "b", 1.0)
+    happened("answered", "b/parts/50", 8.0, took=3.0)
+    happened("fitted", "b", 5.0, fit_seconds=13.0)
+    assert [(s.name, s.work, s.start, s.seconds, s.money) for s in store.spending()] == [
+        ("a", "making", 1, 20, 1), ("b", "making", 22, 5, 0), ("b", "answering", 27, 3, 0.5),
+        ("b", "making", 30, 5, 0.5),
+    ]  # fmt: skip
 
 
 def test_a_torn_line_is_cut_off(tmp_path):

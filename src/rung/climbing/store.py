@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,10 @@ class RunStore:
         return [entry for entry in self.journal if entry["event"] == event]
 
     def spending(self) -> tuple[TimeSpan, ...]:
-        """What the arms spent, in its order; neighbours of the same arm and work are one."""
+        """What the arms spent, by its beginning; neighbours of the same arm and work are one.
+
+        An arm that answers rows while it is trained is made before and after, not meanwhile.
+        """
         spans: list[TimeSpan] = []
         end = 0.0
         for entry, spent in zip(self.journal, self.journal[1:], strict=False):
@@ -90,15 +93,22 @@ class RunStore:
             end += spent["seconds"]
             if entry["event"] not in ("fitted", "answered"):
                 continue
-            made = entry["event"] == "fitted"
+            made, name, money = entry["event"] == "fitted", entry["name"].split("/")[0], spent["endpoints"]["money"]
             work: Literal["making", "answering"] = "making" if made else "answering"
-            took = entry["fit_seconds"] if made else entry["took"]
-            name, start, money = entry["name"].split("/")[0], max(0.0, end - took), spent["endpoints"]["money"]
-            if spans and (spans[-1].name, spans[-1].work) == (name, work):
-                money += spans[-1].money
-                start = spans.pop().start
-            spans.append(TimeSpan(name, work, round(start, 3), round(end - start, 3), money))
-        return tuple(spans)
+            at = max(0.0, end - (entry["fit_seconds"] if made else entry["took"]))
+            for other in [span for span in spans if made and span.name == name and span.start >= at]:
+                spans.append(TimeSpan(name, work, at, other.start - at))
+                at = other.start + other.seconds
+            spans.append(TimeSpan(name, work, at, max(0.0, end - at), money))
+        merged: list[TimeSpan] = []
+        for span in sorted(spans, key=lambda span: span.start):
+            if merged and (merged[-1].name, merged[-1].work) == (span.name, span.work):
+                last = merged.pop()
+                span = replace(
+                    last, seconds=span.start + span.seconds - last.start, money=last.money + span.money
+                )  # fmt: skip
+            merged.append(span)
+        return tuple(replace(each, start=round(each.start, 3), seconds=round(each.seconds, 3)) for each in merged)
 
     # ---- artifacts
 
