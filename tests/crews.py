@@ -14,7 +14,9 @@ from rung.task import Task
 
 SPEED = 5e10  # operations a second that the machine is taken to have
 RUNGS = ("majority", "nearest-row", "tfidf-head", "calibrate")
-TIMES = re.compile(r"seconds|created|^price_|^cost$|^lifetime|^money$|^artifact$|^tokens_per_second$|^sha256$")
+TIMES = re.compile(
+    r"seconds|created|^price_|^cost$|^lifetime|^money$|^artifact$|^tokens_per_second$|^spending$|^sha256$"
+)
 
 
 def run(file: Path, out: Path, executor: Executor | None = None, resume: bool = False) -> Climb:
