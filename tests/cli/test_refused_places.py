@@ -105,6 +105,7 @@ def test_an_interrupt_while_the_program_starts_ends_it_as_later(tmp_path):
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'typer':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "sys.meta_path.insert(0, Interrupt())\n"
         "from rung.__main__ import main\n"
         "main()\n"

@@ -29,19 +29,24 @@ def test_settings_are_checked(artifacts):
 
 def test_a_request_runs_through_the_application_as_over_http(server):
     import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
     body = json.dumps({"rows": [{"text": "card"}]}).encode()
 
-    async def asked(path):
+    async def pieces_of(path):
         return [piece async for piece in answers(server.app, "POST", path, "", "application/json", body)]
 
-    head, *pieces = asyncio.run(asked("/v1/tasks/intents/predict"))
+    def asked(path):
+        with ThreadPoolExecutor(1) as own:  # where no browser of other tests has a loop
+            return own.submit(lambda: asyncio.run(pieces_of(path))).result()
+
+    head, *pieces = asked("/v1/tasks/intents/predict")
     assert json.loads(head)["status"] == 200
     assert (
         json.loads(b"".join(pieces))["predictions"][0]["output"]
         == (server.post("/v1/tasks/intents/predict", {"rows": [{"text": "card"}]}).json()["predictions"][0]["output"])
     )
-    assert json.loads(asyncio.run(asked("/v1/nothing"))[0])["status"] == 404
+    assert json.loads(asked("/v1/nothing")[0])["status"] == 404
 
 
 @pytest.fixture(scope="module")

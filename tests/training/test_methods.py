@@ -53,6 +53,7 @@ class Engine:
 
     def __init__(self, model):
         self.model, self.changes, self.active = model, {}, None
+        self._lent = set()
 
     def make_room(self, family):
         from rung.engines.torch_engine import TorchEngine
