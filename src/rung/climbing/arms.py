@@ -512,10 +512,11 @@ class ClimbState:
 
     # ---- what was not measured
 
-    def leave(self, name: str, family: str, status: Status, reason: str) -> None:
-        """Record that an arm is not measured, also for a resumed climb."""
+    def leave(self, name: str, family: str, status: Status, reason: str, began: float | None = None) -> None:
+        """Record that an arm is not measured, also for a resumed climb; `began` is when its training did."""
         self.left[name] = Left(status, reason, family)
-        self.store.note(status, name=name, reason=reason)
+        took = {} if began is None else {"fit_seconds": round(time.perf_counter() - began, 3)}
+        self.store.note(status, name=name, reason=reason, **took)
 
     def failed(self, arm: Arm, error: Exception) -> None:
         """Record that an arm failed: one broken rung must not cost the others their results."""

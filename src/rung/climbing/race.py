@@ -204,7 +204,7 @@ def _make(state: ClimbState, arm: Arm) -> None:
             if share == 1:
                 state.keep(arm, fold, artifact, began)
             elif (reason := _hopeless(state, arm, share, artifact)) is not None:
-                state.leave(arm.name, arm.family, "stopped", reason)
+                state.leave(arm.name, arm.family, "stopped", reason, began[0])
                 del state.arms[arm.name]
                 return
     except Exception as error:

@@ -91,9 +91,10 @@ class RunStore:
             if spent["event"] != "spent":
                 continue
             end += spent["seconds"]
-            if entry["event"] not in ("fitted", "answered"):
+            made, answered = "fit_seconds" in entry, entry["event"] == "answered"  # also a training that was stopped
+            if not made and not answered:
                 continue
-            made, name, money = entry["event"] == "fitted", entry["name"].split("/")[0], spent["endpoints"]["money"]
+            name, money = entry["name"].split("/")[0], spent["endpoints"]["money"]
             work: Literal["making", "answering"] = "making" if made else "answering"
             at = max(0.0, end - (entry["fit_seconds"] if made else entry["took"]))
             for other in [span for span in spans if made and span.name == name and span.start >= at]:
