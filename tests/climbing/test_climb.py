@@ -124,12 +124,13 @@ def test_an_arm_that_answers_while_it_is_trained_is_made_before_and_after(tmp_pa
     happened("fitted", "a/folds/1", 10.0, fit_seconds=10.0)
     happened("chosen", "b", 1.0)
     happened("answered", "b/parts/50", 8.0, took=3.0)
-    happened("fitted", "b", 5.0, fit_seconds=13.0)
+    happened("answered", "a", 2.0, took=2.0)
+    happened("fitted", "b", 5.0, fit_seconds=15.0)
     happened("failed", "d", 1.0)
     happened("stopped", "c", 4.0, fit_seconds=4.0)
     assert [(s.name, s.work, s.start, s.seconds, s.money) for s in store.spending()] == [
         ("a", "making", 1, 20, 1), ("b", "making", 22, 5, 0), ("b", "answering", 27, 3, 0.5),
-        ("b", "making", 30, 5, 0.5), ("c", "making", 36, 4, 0.5),
+        ("a", "answering", 30, 2, 0.5), ("b", "making", 32, 5, 0.5), ("c", "making", 38, 4, 0.5),
     ]  # fmt: skip
 
 

@@ -347,7 +347,9 @@ class ClimbState:
         took, paid = time.perf_counter() - began[0], self.store.paid().money - began[1]
         if self.crew is not None and (work := self.crew.took(key)) is not None:
             took, paid = work
-        self.store.note("fitted", name=key, fit_seconds=round(took, 3), fit_money=paid)
+        self.store.note(
+            "fitted", name=key, fit_seconds=round(took, 3), fit_money=paid, aside=self.crew is not None
+        )  # fmt: skip
         if arm.cost is not None and arm.rung is not None and arm.rung.trains_weights:
             self.paces.fits[arm.name] = (arm.cost, took)
         return kept

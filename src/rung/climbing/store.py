@@ -83,7 +83,8 @@ class RunStore:
     def spending(self) -> tuple[TimeSpan, ...]:
         """What the arms spent, by its beginning; neighbours of the same arm and work are one.
 
-        An arm that answers rows while it is trained is made before and after, not meanwhile.
+        A training that waits for answers, its own or the leader's, goes on after them; one of a worker waits for none
+        but its own.
         """
         spans: list[TimeSpan] = []
         end = 0.0
@@ -97,8 +98,10 @@ class RunStore:
             name, money = entry["name"].split("/")[0], spent["endpoints"]["money"]
             work: Literal["making", "answering"] = "making" if made else "answering"
             at = max(0.0, end - (entry["fit_seconds"] if made else entry["took"]))
-            for other in [span for span in spans if made and span.name == name and span.start >= at]:
-                spans.append(TimeSpan(name, work, at, other.start - at))
+            alone = made and not entry.get("aside")  # nothing else ran meanwhile but what the training waited for
+            for other in [span for span in spans if (alone or (made and span.name == name)) and span.start >= at]:
+                if other.start > at:
+                    spans.append(TimeSpan(name, work, at, other.start - at))
                 at = other.start + other.seconds
             spans.append(TimeSpan(name, work, at, max(0.0, end - at), money))
         merged: list[TimeSpan] = []
