@@ -117,14 +117,14 @@ def missing(permits: Iterable[Permit]) -> list[Permit]:
     return [permit for permit in dict.fromkeys(permits) if not allowed(permit)]
 
 
-def require(permit: Permit) -> None:
-    """Refuse what the user has not allowed.
+def require(*permits: Permit, place: str | Path = "") -> None:
+    """Refuse what the user has not allowed; `place` is the file or folder that names it.
 
     Raises:
         MachineError: `not-trusted`.
     """
-    if not allowed(permit):
-        raise refusal([permit])
+    if refused := missing(permits):
+        raise refusal(refused, place)
 
 
 def refusal(permits: Sequence[Permit], place: str | Path = "") -> MachineError:

@@ -29,7 +29,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
-from rung.user_code import missing, refusal
+from rung.user_code import require
 
 TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: the folder of tools that were moved after the artifact was saved
 
@@ -148,8 +148,7 @@ class Agent(Prompted):
         return [run.answer() for run in runs]
 
     def _check_allowed(self) -> None:
-        if refused := missing(permits(self.tools, self.servers, self.folder)):
-            raise refusal(refused)
+        require(*permits(self.tools, self.servers, self.folder))
 
     def _request(self, artifact: Composition, run: _AgentRun, *, last: bool) -> GenerateRequest:
         constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None

@@ -82,6 +82,7 @@ def serve(
         hint = "rung serve FOLDER, or rung serve --model embedded"
         raise ConfigError("bad-option", "there is nothing to serve", hint=hint)
     with needed_by("serving", extra="serve", error=EngineError):
+        from rung.climbing.trust import check_allowed
         from rung.serving.access import KeyRing, access_rules
         from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
         from rung.serving.conversations import ConversationPolicy
@@ -98,7 +99,7 @@ def serve(
     beyond = options.choose("--long-texts", long_texts, get_args(LongTexts))
     policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
-    by_name = None if on_demand is None else OnDemand(_folder(on_demand, "--on-demand"), keep, _allowed)
+    by_name = None if on_demand is None else OnDemand(_folder(on_demand, "--on-demand"), keep, check_allowed)
     starter = None
     if start is not None:
         out = ("--out", str(runs.absolute()))
@@ -136,15 +137,6 @@ def _folder(path: Path, option: str) -> Path:
     if not path.is_dir():
         raise ConfigError("no-such-file", f"{option}: {path} is not a folder", hint="check the path")
     return path
-
-
-def _allowed(folder: Path) -> None:
-    """Raise unless what an artifact would run or reach is allowed: nobody can be asked while the server runs."""
-    from rung import user_code
-    from rung.climbing.trust import permits_of
-
-    if refused := user_code.missing(permits_of(folder)):
-        raise user_code.refusal(refused, folder)
 
 
 @contextmanager

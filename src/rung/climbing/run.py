@@ -19,7 +19,7 @@ from rung.climbing.next_steps import decisions
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, engine_of_run, open_run
-from rung.climbing.trust import permits_of
+from rung.climbing.trust import check_allowed
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
 from rung.engines.opening import UNMEASURED, expected_speedup, explain, settled
@@ -32,7 +32,6 @@ from rung.progress import Progress, card, default_progress, table_html
 from rung.rungs import Rung, build
 from rung.rungs.models import other_models
 from rung.task import Task
-from rung.user_code import missing, refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,8 +171,7 @@ def climb(
     Raises:
         ConfigError: the data has no rows to compare by, or a rung's name is unknown.
     """
-    if refused := missing(permits_of(task)):
-        raise refusal(refused, task.folder)
+    check_allowed(task)
     if budget is not None:
         seconds, money = parse_budget(budget)
         options = replace(options, budget_seconds=seconds, budget_money=money)

@@ -48,6 +48,17 @@ def permits_of(what: str | Path | Task) -> list[Permit]:
     return list(dict.fromkeys(_of_folder(path)))
 
 
+def check_allowed(what: Path | Task, named: str | Path = "") -> None:
+    """Refuse what a task or artifact would run or reach and the user has not allowed, where nobody can be asked.
+
+    `named` is the file or folder that the error tells to trust; by default the folder of `what`.
+
+    Raises:
+        MachineError: `not-trusted`.
+    """
+    user_code.require(*permits_of(what), place=named or (what.folder if isinstance(what, Task) else what))
+
+
 def _of_folder(folder: Path) -> Iterator[Permit]:
     for number, file in enumerate(sorted(folder.rglob("*"))):
         if number == MAX_FILES:

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from rung.artifact.artifact import Artifact
+from rung.climbing.trust import check_allowed
 from rung.errors import ConfigError, MachineError, RungError, needed_by
 from rung.serving.access import OPEN, Access, KeyRing, access_rules
 from rung.serving.app import app_with
@@ -81,7 +82,7 @@ def build(args: Mapping[str, Any]) -> Application:
     wanted = RayServing.model_validate(dict(args))
     groups: dict[str, dict[str, str]] = {}
     for name, folder in wanted.artifacts.items():
-        _check_allowed(Path(folder))
+        check_allowed(Path(folder))
         artifact = Artifact.load(folder)
         base = f"{artifact.model} {artifact.weights.base}".strip() if artifact.decoder.uses_llm else "no model"
         groups.setdefault(base, {})[name] = folder
@@ -106,14 +107,6 @@ def build(args: Mapping[str, Any]) -> Application:
     )  # fmt: skip
     application: Application = entrance.bind(places, wanted.key_file, wanted.hosts, *deployments.values())
     return application
-
-
-def _check_allowed(folder: Path) -> None:
-    from rung import user_code
-    from rung.climbing.trust import permits_of
-
-    if refused := user_code.missing(permits_of(folder)):
-        raise user_code.refusal(refused, folder)
 
 
 class Entrance:

@@ -23,7 +23,7 @@ from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
-from rung.climbing.trust import permits_of
+from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
 from rung.cluster.job import MANIFEST, PARTS, Job, Result, Storage, error_file, hashes, result_of
 from rung.cluster.parts import ANSWERS, answer_part
@@ -37,7 +37,6 @@ from rung.rungs import build
 from rung.rungs.base import Rung, with_settings
 from rung.task import Task
 from rung.training.distributed import current, joined, launched
-from rung.user_code import missing, refusal
 from rung.worker_pipes import error_to_dict, serve
 
 
@@ -137,8 +136,7 @@ def _mismatch(what: str) -> MachineError:
 @lru_cache(maxsize=4)
 def _read(file: str, overrides: tuple[tuple[str, str], ...], held_out: bool) -> tuple[Task, Data, dict[str, Example]]:
     task = Task.load(file, dict(overrides))
-    if refused := missing(permits_of(task)):
-        raise refusal(refused, file)
+    check_allowed(task, file)
     task = task.held_out() if held_out else task
     data = task.read()
     rows = (*data.train, *data.validation, *data.test)
@@ -166,8 +164,7 @@ def _artifact_of(job: Job) -> Iterator[Artifact]:
         if not place.local:
             folder = Path(scratch) / "artifact"
             place.get(folder)
-        if refused := missing(permits_of(folder)):
-            raise refusal(refused, folder)
+        check_allowed(folder)
         own = fingerprint(folder) if (folder / MANIFEST).is_file() else ""
         loaded = _loaded(str(folder), own)
         if job.artifact_fingerprint not in ("", own):
