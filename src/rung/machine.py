@@ -55,10 +55,14 @@ class Machine:
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
     """Measure this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processor = Path("/proc/cpuinfo")
     amx = processor.exists() and "amx_bf16" in processor.read_text("utf-8")
-    return Machine(cores, memory_bytes(), _matmul_rate(), amx)
+    return Machine(len(own_cores()), memory_bytes(), _matmul_rate(), amx)
+
+
+def own_cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def memory_bytes() -> int:

@@ -12,7 +12,8 @@ from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.evaluation.scoring import evaluate
 from rung.rungs import FewShot
-from rung.rungs.models import OtherModel, other_models, short_name
+from rung.rungs.base import short_name
+from rung.rungs.models import OtherModel, other_models
 from rung.task import Task
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from letters import lines_of, write_rows
 from rung.artifact.files import fingerprint
-from rung.artifact.predict_file import Predicted, predict_file
-from rung.cluster.parts import parts_folder, predict_in_parts
+from rung.artifact.predict_file import Predicted, parts_folder, predict_file
+from rung.cluster.parts import predict_in_parts
 from rung.cluster.processes import Inline, Processes
 from rung.errors import ConfigError, RungError
 

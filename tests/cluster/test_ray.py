@@ -12,10 +12,10 @@ import pytest
 from crews import report_of, run
 from letters import lines_of, write_rows
 from rung.artifact.files import fingerprint
-from rung.artifact.predict_file import Predicted
+from rung.artifact.predict_file import Predicted, parts_folder
 from rung.cluster.executor import Dispatcher
 from rung.cluster.job import Job, Storage
-from rung.cluster.parts import parts_folder, predict_in_parts
+from rung.cluster.parts import predict_in_parts
 from rung.cluster.processes import open_executor
 from rung.errors import ArtifactError
 

@@ -392,6 +392,11 @@ def origin_file(out: Path) -> Path:
     return out.with_name(out.name + ".origin.json")
 
 
+def parts_folder(out: Path) -> Path:
+    """Name the folder beside the answers that holds their parts until all are done; see `rung.cluster.parts`."""
+    return out.with_name(out.name + ".parts")
+
+
 def check_origin(out: Path, file: Path, origin: dict[str, Any], *, resume: bool) -> None:
     """Compare the origin in `file` with that of the run that wrote `out`, or record that of a new run."""
     if not out.exists():

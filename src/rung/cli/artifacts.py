@@ -203,9 +203,10 @@ def _executor(workers: str | None, on: str | None, jobs: str | None, out: Path |
     """What answers in parts; None for this process alone."""
     if (workers or on) and out is None:
         raise ConfigError("bad-option", "--workers and --on need --out", hint="name a file: --out answers.jsonl")
+    from rung.artifact.predict_file import parts_folder
+
     executor = options.executor(workers, on, jobs)
-    parts = None if out is None else out.with_name(out.name + ".parts")
-    if executor is None and parts is not None and parts.exists():
+    if executor is None and out is not None and (parts := parts_folder(out)).exists():
         hint = "go on with --resume --workers 1, or more workers; or remove it"
         raise ConfigError("file-exists", f"{parts} holds answers of an earlier run in parts", hint=hint)
     return executor

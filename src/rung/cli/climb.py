@@ -394,10 +394,9 @@ def tune(
     """Search the settings of one rung; the same command continues an interrupted search."""
     from rung.climbing.budget import NO_LIMITS, parse_budget
     from rung.climbing.tune import tune
-
-    _alone("tune")
     from rung.rungs import default_names
 
+    _alone("tune")
     limits = NO_LIMITS if budget is None else parse_budget(budget)
     try:
         search = tune(

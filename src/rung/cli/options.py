@@ -51,13 +51,8 @@ RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-se
 Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]
 RunFolders = Annotated[Path, Option("--out", help="Folder for run folders.")]
 RUN_FOLDERS = Path("runs")
-NO_DOCUMENTS = (
-    "artifact.json",
-    "manifest.json",
-    "climb.json",
-    "config.json",
-    "adapter_config.json",
-)  # of what Rung runs
+# Files of what Rung runs: a folder with one of them is no folder of documents.
+NO_DOCUMENTS = ("artifact.json", "manifest.json", "climb.json", "config.json", "adapter_config.json")
 Workers = Annotated[
     str | None, Option("--workers", help="Work on several processes: a number, or auto.", metavar="N"),
 ]  # fmt: skip

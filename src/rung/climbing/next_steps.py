@@ -102,8 +102,7 @@ def next_steps(
     rows_of_all, score = len(truth), curve[-1][1]
     intervals = (wilson(round(share * rows_of_all), rows_of_all) for _, share in curve)
     drawn = tuple((n, share, *interval) for (n, share), interval in zip(curve, intervals, strict=True))
-    gain = gain_of_doubling([share for _, share in curve])
-    return NextSteps(ordered, drawn, (2 * curve[-1][0], score + gain))
+    return NextSteps(ordered, drawn, (2 * curve[-1][0], score + gain_of_doubling([share for _, share in curve])))
 
 
 @dataclass(frozen=True)
@@ -403,9 +402,7 @@ def decisions(run: Path, rows: Sequence[str], best: str = "") -> int:
         for line in text.splitlines():
             try:
                 entries += sealed_lines(line.encode(), ledger)
-            except (
-                ConfigError
-            ):  # a line that a kill cut short, or that is damaged: that climb enters itself again when it is resumed
+            except ConfigError:  # cut short by a kill, or damaged: that climb enters itself again when it is resumed
                 continue
     runs = [each["run"] for each in entries if each.get("rows") == key]
     if run.name in runs:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rung.climbing.options import REFUSED
 from rung.cluster.job import Job, Resources, Result, Storage, error_file, error_of, result_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError
 from rung.worker_pipes import WorkerError, error_from_dict
 
 RETRIES = 3  # times that a job whose worker ended without a word is started again
-REFUSED = ("worker-mismatch", "storage-refused")  # whatever is asked for: they end all
 FINAL = ("not-trusted", "budget-spent")  # another attempt would end alike
 # Variables that every worker needs if this process has them: keys, and what answers are counted and allowed by.
 SAME = (

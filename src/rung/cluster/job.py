@@ -12,7 +12,6 @@ A folder with a manifest is done, any other is not. Attempts do not share files,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 import secrets
@@ -27,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rung._version import __version__
 from rung.data.rows import hash_of
 from rung.errors import ConfigError, MachineError, needed_by
+from rung.models.cache import file_sha256
 
 MANIFEST = "manifest.json"
 PARTS = "parts"  # below `out`: the artifact after a part of its training, each a folder with a manifest
@@ -258,8 +258,7 @@ def hashes(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            with file.open("rb") as stream:
-                found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[file.relative_to(folder).as_posix()] = file_sha256(file)
     return found
 
 

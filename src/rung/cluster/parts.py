@@ -32,6 +32,7 @@ from rung.artifact.predict_file import (
     only_writer,
     origin_file,
     overflows,
+    parts_folder,
 )
 from rung.cluster.executor import Dispatcher, Executor
 from rung.cluster.job import Job, Storage, fetch, result_of, shared
@@ -48,11 +49,6 @@ ANSWERS = "answers.jsonl"
 ROWS = 157 * BATCH  # of a part, about 10,000: whole batches, since the rows of a batch affect each other's last digits
 EACH = 4  # parts that every worker gets at least, where there are fewer rows
 AHEAD = 2  # parts for each worker whose rows are written before it is free
-
-
-def parts_folder(out: Path) -> Path:
-    """Name the folder beside the answers that holds their parts until all are done."""
-    return out.with_name(out.name + ".parts")
 
 
 def predict_in_parts(

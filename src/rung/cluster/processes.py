@@ -15,7 +15,7 @@ from rung.cluster.executor import Executor, worker_price
 from rung.cluster.job import Resources
 from rung.cluster.worker import run_job
 from rung.errors import ConfigError, RungError
-from rung.machine import end_group
+from rung.machine import end_group, own_cores
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess
 
 JOB = "{job}"
@@ -47,7 +47,7 @@ def open_executor(workers: str = "", on: str = "") -> Executor:
             hint = "say how many jobs may run at once: --workers 8"
             raise ConfigError("bad-option", "--on with a command needs --workers", hint=hint)
         return Commands(on, count)
-    return Inline() if count == 1 else Processes(count or len(devices()) or len(_cores()))
+    return Inline() if count == 1 else Processes(count or len(devices()) or len(own_cores()))
 
 
 def _count(workers: str, on: str) -> int | None:
@@ -65,10 +65,6 @@ def devices() -> list[str]:
     if named is not None:
         return [each for each in named.split(",") if each.strip() not in ("", "-1")]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 class Inline:
@@ -178,7 +174,7 @@ class Processes(Inline):
 
 def environments(count: int) -> list[dict[str, str]]:
     """The variables of each worker: a GPU of its own where there are any, and its share of the cores."""
-    gpus, cores = devices(), _cores()
+    gpus, cores = devices(), own_cores()
     each = max(1, len(cores) // count)
     own = []
     for number in range(count):

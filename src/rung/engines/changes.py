@@ -22,9 +22,7 @@ from rung.errors import ArtifactError
 from rung.models.cache import file_sha256
 from rung.yamlfile import read_object
 
-REWARD_HEAD = (
-    "reward_head.safetensors"  # beside a change that scores answers: the vector that turns a state into a score
-)
+REWARD_HEAD = "reward_head.safetensors"  # beside a change that scores answers: it turns a state into a score
 BASE_FINGERPRINT = "rung_base_fingerprint"  # the setting that names the base model
 SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 ADAPTION_PROMPT = "ADAPTION_PROMPT"

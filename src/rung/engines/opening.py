@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +40,7 @@ from rung.engines.base import (
 )
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, EngineError, needed_by
+from rung.machine import own_cores
 from rung.models.cache import cache_dir, publish
 from rung.models.checkpoint import is_encoder, verify
 from rung.models.messages import Message, Messages
@@ -345,13 +345,13 @@ def _read(folder: Path) -> Choice:
 
 def machine_id() -> str:
     """A short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")
     text = information.read_text("utf-8") if information.exists() else platform.processor()
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     figures = [field.name for field in fields(Choice)]
-    facts = [figures, processor, cores, gpus, _version("openvino-genai"), _version("torch"), openvino.PROPERTIES]
+    libraries = [_version("openvino-genai"), _version("torch"), openvino.PROPERTIES]
+    facts = [figures, processor, len(own_cores()), gpus, *libraries]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -63,12 +63,16 @@ def index_location(task: Task) -> IndexLocation:
     corpus = corpus_of(task)
     if corpus.store is not None:
         return location_of(corpus.store)
-    same = {
-        "max_megabytes",
-        *(("precision",) if corpus.precision == "fp32" else ()),
-    }  # fp32 is as it was without a choice
-    digest = hash_of([str(task.folder), corpus.model_dump(exclude=same)], 12)
+    digest = hash_of([str(task.folder), _settings(corpus, "max_megabytes")], 12)
     return cache_dir() / "indexes" / f"{task.name}-{digest}"
+
+
+def _settings(corpus: Corpus, *left_out: str) -> dict[str, Any]:
+    """The settings that tell one index from another; indexes were in fp32 before there was a choice of precision."""
+    values = corpus.model_dump(exclude=set(left_out))
+    if corpus.precision == "fp32":
+        del values["precision"]
+    return values
 
 
 def build(
@@ -124,9 +128,7 @@ class _Build:
         self.location, self.corpus, self.base, self.encoder, self.progress = location, corpus, base, encoder, progress
         self.opened = open_location(location)
         self.tokens = _passage_tokens(corpus, encoder)
-        settings = corpus.model_dump(exclude={"max_megabytes", "store"})
-        if corpus.precision == "fp32":  # as indexes from before there was a choice
-            del settings["precision"]
+        settings = _settings(corpus, "max_megabytes", "store")
         self.name = (
             f"{PREFIX}{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint, *encoder.prompts.items()], 12)}"
         )

@@ -340,7 +340,7 @@ def variants(rung: Rung, values: Mapping[str, Any]) -> tuple[Rung, ...]:
     made: dict[str, Rung] = {}
     for choice in choices:
         chosen = dict(zip(several, choice, strict=True))
-        parts = (f"{key}-{_slug(value)}" for key, value in chosen.items() if value != several[key][0])
+        parts = (f"{key}-{short_name(str(value), 'none')}" for key, value in chosen.items() if value != several[key][0])
         name = "-".join((rung.name, *parts))
         if name in made:
             raise ConfigError("bad-setting", f"{rung.name}: two values make a rung called {name!r}", hint="rename one")
@@ -357,9 +357,10 @@ def _takes_one(rung: Rung, key: str) -> bool:
     return key in settable(rung) and not is_sequence(get_type_hints(type(rung))[key])
 
 
-def _slug(value: Any) -> str:
-    """The last part of a reference or another value, as a valid folder name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", str(value).rstrip("/").rpartition("/")[2].lower()).strip("-.") or "none"
+def short_name(reference: str, otherwise: str = "model") -> str:
+    """The last part of a model reference, in lower case, as a valid folder name."""
+    last = reference.rpartition("#")[2] if is_endpoint(reference) else reference.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or otherwise
 
 
 def _named(rung: Rung, name: str) -> Rung:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from rung.artifact.artifact import Artifact
@@ -11,7 +10,7 @@ from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.rungs.base import OK, Applicability, Cost, Rung, skip
+from rung.rungs.base import OK, Applicability, Cost, Rung, short_name, skip
 from rung.rungs.costs import inference_cost
 from rung.task import Task
 
@@ -64,12 +63,6 @@ class OtherModel(Rung):
             resolve(self.task.model, progress=progress)
         plain = Artifact.zero_shot(self.task, artifact.signature.labels, engine=artifact.engine)
         return artifact.step(self.name, {"model": self.task.model}, model=self.task.model, decoder=plain.decoder)
-
-
-def short_name(reference: str) -> str:
-    """The last part of a model reference, in lower case, as a valid folder name."""
-    last = reference.rpartition("#")[2] if is_endpoint(reference) else reference.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "model"
 
 
 def other_models(task: Task) -> tuple[OtherModel, ...]:

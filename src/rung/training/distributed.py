@@ -116,9 +116,9 @@ class World:
 
         Args:
             parameters: what is trained.
-            loss: of this process's rows, and `mass` their targets.
-            mass: the targets of this process's rows.
-            of: the targets of the whole batch, as every process counts them.
+            loss: the loss of this process's rows.
+            mass: the number of their targets.
+            of: the number of targets in the whole batch, as every process counts them.
 
         Returns:
             The loss of the batch, and whether any process was asked to stop.
@@ -260,11 +260,7 @@ def apart(what: str) -> TrainingError:
 
 
 def launched() -> World:
-    """The place that torchrun, srun or `rung fit --devices` gave this process; alone where none of them started it.
-
-    Raises:
-        ConfigError: `bad-option`: the environment does not say where the first process is.
-    """
+    """The place that torchrun, srun or `rung fit --devices` gave this process; alone where none of them started it."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0")))
@@ -296,6 +292,7 @@ def joined(world: World) -> Iterator[World]:
                 tuned.save("tuned")
 
     Raises:
+        ConfigError: `bad-option`: the environment does not say where the first process is.
         TrainingError: `processes-apart`: another process has ended, or cannot be reached.
     """
     numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
@@ -308,7 +305,6 @@ def joined(world: World) -> Iterator[World]:
         from torch.distributed import DistError, destroy_process_group, init_process_group, is_initialized
 
         theirs = is_initialized()
-
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(world.local % torch.cuda.device_count())

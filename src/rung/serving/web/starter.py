@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -90,8 +91,7 @@ class Starter:
         except subprocess.TimeoutExpired:
             problem = "rung init took too long"
         if problem:
-            file.unlink()
-            place.rmdir()
+            shutil.rmtree(place)  # with what `rung init` may have left there
             raise Refused(400, "no-task", problem)
 
 
