@@ -26,8 +26,6 @@ from typer.testing import CliRunner
 import rung
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
-from rung.artifact.labels import LabelScoring
-from rung.artifact.parts import Signature
 from rung.artifact.predict_file import BATCH, Predicted, origin_file, predict_file
 from rung.cli.main import app
 from rung.data.sources import read_rows
@@ -41,25 +39,13 @@ from rung.yamlfile import sealed
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_tokenizer, tiny_model, tmp_path_factory):
-    """A saved artifact on a random Llama of a few thousand weights."""
-    model = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model(tiny_tokenizer.vocabulary_size).save_pretrained(model)
-    for file in tiny_tokenizer.folder.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    artifact = Artifact(
-        signature=Signature("letters", ("text",), "category", "accuracy", ("x", "y", "z")),
-        model=str(model),
-        prompt=Prompt(instruction="", template="{text}"),
-        decoder=LabelScoring(("x", "y", "z"), ("ab", "ba", "c")),
-        path=("zero-shot",),
-    )
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "letters")
+def folder(letters_folder):
+    return letters_folder
 
 
 @pytest.fixture(scope="module")
-def artifact(folder):
-    return Artifact.load(folder)
+def artifact(letters):
+    return letters
 
 
 def write_rows(file: Path, count: int) -> Path:

@@ -6,10 +6,6 @@ import pytest
 
 from crews import SPEED, report_of, run
 from rung import machine
-from rung.artifact.artifact import Artifact
-from rung.artifact.labels import LabelScoring
-from rung.artifact.parts import Signature
-from rung.prompts.prompt import Prompt
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,28 +17,6 @@ def _same_speed():
     yield
     patch.undo()
     machine.this_machine.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def letters_folder(tiny_tokenizer, tiny_model, tmp_path_factory) -> Path:
-    """A saved artifact that scores labels on a random Llama of a few thousand weights, and refuses long rows."""
-    model = tmp_path_factory.mktemp("model") / "tiny"
-    tiny_model(tiny_tokenizer.vocabulary_size).save_pretrained(model)
-    for file in tiny_tokenizer.folder.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    artifact = Artifact(
-        signature=Signature("letters", ("text",), "category", "accuracy", ("x", "y", "z")),
-        model=str(model),
-        prompt=Prompt(instruction="", template="{text}"),
-        decoder=LabelScoring(("x", "y", "z"), ("ab", "ba", "c")),
-        path=("zero-shot",),
-    )
-    return artifact.save(tmp_path_factory.mktemp("artifact") / "letters")
-
-
-@pytest.fixture(scope="session")
-def letters(letters_folder) -> Artifact:
-    return Artifact.load(letters_folder)
 
 
 @pytest.fixture(scope="session")
