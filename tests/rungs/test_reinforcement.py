@@ -121,6 +121,7 @@ def test_the_reward_is_the_weighted_mean_of_its_parts():
     [
         (Generate(json_schema='{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
         (Generate(json_schema='{"type": "object"}'), "{}", "{"),
+        pytest.param(Generate(json_schema='{"type": "array"}'), "[]", "[" * 100_000, id="deep"),
         (Generate(regex="[0-9]+"), "12", "12 apples"),
         (Generate(choices=("yes", "no")), "no", "nothing"),
         (Generate(), "anything", ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from rung.models.bounded import found
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
+from rung.yamlfile import json_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Generate(Prompted):
         if not self.json_schema:
             return bool(text)
         try:
-            return schema_problem(json.loads(text), self.json_schema) is None
+            return schema_problem(json_value(text), self.json_schema) is None
         except ValueError:
             return False
 

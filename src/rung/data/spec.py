@@ -396,8 +396,8 @@ class TaskSpec(Section):
     agent: AgentLimits = Field(default_factory=AgentLimits, description="Limits of a model with `tools`.")
     rungs: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Settings of rungs that replace their defaults; `rung rungs` lists them. Several values "
-        "`[a, b]` of a setting make a rung of each.",
+        description="Settings of rungs that replace their defaults; `rung rungs` lists them. A list of values "
+        "`[a, b]` for a setting makes one rung for each value.",
         examples=[{"lora": {"rank": 8, "learning_rate": "auto"}}],
     )
     needs: Needs | None = Field(None, description="What the decision guide cannot measure: `rung advise` asks for it.")

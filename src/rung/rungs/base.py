@@ -320,10 +320,10 @@ def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:
 
 
 def variants(rung: Rung, values: Mapping[str, Any]) -> tuple[Rung, ...]:
-    """Make a rung for every value of a setting that has several: `{encoder: [embedded-encoder, my/encoder]}`.
+    """Make one rung for each value where a setting has a list of values: `{encoder: [embedded-encoder, my/encoder]}`.
 
-    The first values make the rung of the plain name. The others are named after the setting and the value:
-    `features-encoder-my-encoder`. A climb measures each as a rung of its own.
+    The first value makes the rung with the plain name. The others are named after the setting and the value:
+    `features-encoder-encoder`. A climb measures each as a rung of its own.
 
     Raises:
         ConfigError: as `with_settings`; two values have the same short name, or there are more than MOST_VARIANTS.
