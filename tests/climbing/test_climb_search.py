@@ -9,12 +9,18 @@ from dataclasses import replace
 import pytest
 
 from planted import Planted, examples
+from rung.climbing import choice
 from rung.climbing.store import RunStore
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
+from rung.evaluation.result import YARDSTICK
 
 HEAD = Planted("head", 0.8, row=0.001, takes=1.0)
 WEAK = Planted("weak", 0.25, row=0.001, takes=0.5)
+
+
+class Yard(Planted):
+    family = YARDSTICK
 
 
 def by_name(climbed):
@@ -38,6 +44,16 @@ def test_what_takes_seconds_is_measured_before_zero_shot_which_answers_few_rows(
     assert c.low > 0
     assert re.match(r"Use head: \+\d+\.\d points \[\+\d.*\] over zero-shot on \d+ test rows, ", done.result.decision)
     assert "times cheaper" in done.result.decision
+
+
+def test_yardsticks_are_measured_though_the_start_took_long_and_nothing_is_expected_of_them(stage, monkeypatch):
+    """What others are held against costs next to nothing, so neither a late start nor a perfect leader stops it."""
+    monkeypatch.setattr(choice, "CHEAP_SHARE", -1.0)  # as if downloads had taken it
+    play = stage(Yard("yard", 0.1, row=0.0001, takes=0.5), Yard("long", 0.1, row=0.01, takes=2.5), zero=0.999)
+    done = play.climb(30.0)
+    chosen = [entry["name"] for entry in RunStore(done.folder).all_noted("chosen")]
+    assert chosen[:2] == ["yard", "zero-shot"]  # "long" takes more than a sliver of what is left
+    assert by_name(done)["yard"].score is not None
 
 
 def test_the_leader_is_proven_before_slow_arms_are_made(stage):

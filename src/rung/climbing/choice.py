@@ -11,6 +11,7 @@ from rung.climbing.budget import duration_text
 from rung.climbing.worth import Belief, Promise, score_belief
 from rung.data.rows import Data
 from rung.evaluation import racing
+from rung.evaluation.result import YARDSTICK
 from rung.machine import Machine
 from rung.rungs.base import Applicability, Cost, Rung
 
@@ -23,6 +24,7 @@ FIRST = 8  # rows of the first look at a race
 FEW = 3 * FIRST  # rows that a race is expected to take where the arm is not the better choice
 CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's first look, goes before the bases
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
+SLIVER = 0.04  # of the time left that a yardstick may take to go before everything, whatever it is expected to gain
 
 
 def looks(rows: int, *, whole: bool) -> tuple[int, ...]:
@@ -118,7 +120,8 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
     whole = state.budget.limits.seconds
     late = whole is not None and state.budget.spent() > CHEAP_SHARE * whole
     late = late and first_look(state, waiting) < state.budget.left()
-    for chosen in (*waiting, *in_order(state, lines, ())) if late else in_order(state, lines, waiting):
+    measure = [line for line in lines if is_measure(state, line)]
+    for chosen in (*measure, *waiting, *in_order(state, lines, ())) if late else in_order(state, lines, waiting):
         if isinstance(chosen, Arm):
             return chosen
         if (left := put_off(state, chosen)) is None:
@@ -144,6 +147,11 @@ def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:
     return sum(state.opening(state.some(arm)) + FIRST * state.row_seconds(arm) for arm in waiting[:1])
 
 
+def is_measure(state: ClimbState, line: Prospect) -> bool:
+    """Whether the arm is what others are held against and takes next to nothing."""
+    return line.rung.family == YARDSTICK and line.seconds <= min(CHEAP_SECONDS, SLIVER * state.budget.left())
+
+
 def in_order(state: ClimbState, lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Prospect | Arm]:
     """Put first what takes no longer than a base's first look while one waits, then the bases, the others by worth."""
     ranked = sorted(lines, key=lambda line: (-line.worth, len(line.base.path)))
@@ -163,7 +171,7 @@ def put_off(state: ClimbState, chosen: Prospect) -> Left | None:
             f"of the budget are left"
         )
         return Left("skipped", reason, family, again=True, lacked_budget=True, seconds=seconds, gain=gain)
-    if (chosen.rung.name in state.named and chosen.base.depth == 0) or not state.leader:
+    if (chosen.rung.name in state.named and chosen.base.depth == 0) or not state.leader or is_measure(state, chosen):
         return None
     limited, strict = state.budget.limits.seconds is not None, 2 if chosen.base.depth else 1
     if gain >= strict * LEAST_GAIN and (limited or gain >= strict * GAIN_A_MINUTE * seconds / 60):
