@@ -89,6 +89,36 @@ def test_a_missing_head_is_missing_only_where_it_is_not_tied(llama, tmp_path):
     verify(resolve(str(edited(llama[True], tmp_path / "tied", headless))))
 
 
+def test_a_head_that_is_tied_and_written_too_has_to_be_the_embeddings(llama, tmp_path):
+    twice = edited(
+        llama[True], tmp_path / "twice", lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"].clone()}
+    )
+    verify(resolve(str(twice)))
+    another = edited(llama[False], tmp_path / "another", tie_word_embeddings=True)
+    error = refused(another)
+    assert error.code == "model-damaged"
+    assert "config.json ties the output layer" in error.message
+    assert '"tie_word_embeddings": false' in error.hint
+    verify(resolve(str(edited(another, tmp_path / "untied", tie_word_embeddings=False))))
+
+
+def test_integers_without_a_quantization_are_no_weights(llama, tmp_path):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    folder = edited(llama[False], tmp_path / "int8", lambda t: t | {name: t[name].to(torch.int8)})
+    assert f"the tensor {name} holds integers" in refused(folder).message
+
+
+@pytest.mark.parametrize("end", [None, -1, 64])
+def test_a_model_that_nothing_ends_is_refused(llama, tmp_path, end):
+    # Without an end, the label `1` would win over `10` always, and no answer would end.
+    folder = edited(llama[False], tmp_path / "endless", eos_token_id=end)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<not there>"}')
+    assert "names no token that ends an answer" in refused(folder).message
+    (folder / "generation_config.json").write_text('{"eos_token_id": [63, 64]}')
+    verify(resolve(str(folder)))
+
+
 def test_no_engine_opens_a_damaged_model(llama, tmp_path):
     folder = edited(llama[False], tmp_path / "bad", lambda t: {k: v for k, v in t.items() if "layers.1." not in k})
     with pytest.raises(ModelError, match="are missing"):

@@ -7,6 +7,7 @@ score says nothing. So every model is verified before its first use, once for it
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from rung.errors import ModelError
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
 from rung.models.hub import first_line, is_static, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
+from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder"]
-VERSION = 1  # of the checks: raise it with each change, so that models are verified again
+VERSION = 2  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -26,6 +28,7 @@ SHOWN = 3  # tensors that an error names
 # Tensors that text does not need: towers for images and sound, heads that predict several tokens at once.
 _OTHER_PARTS = ("vision", "visual", "image", "audio", "speech", "multi_modal", "mm_projector", "mtp.", "patch_embed")
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
+_HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
@@ -61,13 +64,14 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     config = None if kind == "encoder" and is_static(files.folder) else _config(files)
     if kind == "language model":
         _check_writes_text(files, config)
+    packed = getattr(config, "quantization_config", None)
     if config is None:
         static_table(files.folder)
-    elif getattr(config, "quantization_config", None):
+    elif packed:
         _check_quantization(files, config)  # its tensors are packed: the engine's own loading checks them
     else:
         _check_tensors(files, config, kind)
-    _check_numbers(files)
+    _check_numbers(files, integers=bool(packed) or kind == "encoder")
     remember(name, contents)
 
 
@@ -188,6 +192,9 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
 
     level = transformers.logging.get_verbosity()
     loader = transformers.AutoModelForCausalLM if kind == "language model" else transformers.AutoModel
+    if kind == "language model" and config.get_text_config().tie_word_embeddings and _holds_tied_head(files):
+        config = deepcopy(config)  # transformers compares the two tensors too, which fails without their values
+        config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -212,6 +219,34 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
         problem = f"{files.folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings"
         hint = "call `model.resize_token_embeddings(len(tokenizer))` before saving, or use the model's own tokenizer"
         raise ModelError("model-damaged", problem, hint=hint)
+    if kind == "language model" and not any(0 <= end < rows for end in Tokenizer.load(files.folder).eos_ids):
+        problem = f"{files.folder} names no token that ends an answer, or one that the model does not have"
+        hint = 'write its id into config.json: "eos_token_id": 2, for example'
+        raise ModelError("model-damaged", problem, hint=hint)
+
+
+def _holds_tied_head(files: ModelFiles) -> bool:
+    """Whether the weights hold the output layer that config.json ties to the embeddings, a second time.
+
+    Raises:
+        ModelError: `model-damaged`: the two differ, so that nobody knows which of them is meant.
+    """
+    import torch
+
+    pair = {
+        ending: tensor
+        for name, tensor in _tensors(sorted(files.folder.glob("*.safetensors")), (_HEAD, *_TABLES))
+        for ending in (_HEAD, *_TABLES)
+        if name.endswith(ending)
+    }
+    if _HEAD not in pair or len(pair) < 2:
+        return False
+    head, table = pair.pop(_HEAD), pair.popitem()[1]
+    if not torch.equal(head, table):
+        problem = f"{files.folder}: config.json ties the output layer to the embeddings, and the weights have another"
+        hint = 'write "tie_word_embeddings": false into config.json, or remove lm_head.weight from the weights'
+        raise ModelError("model-damaged", problem, hint=hint)
+    return True
 
 
 def static_table(folder: Path) -> Any:
@@ -250,10 +285,14 @@ def _tokens(folder: Path) -> int:
         raise ModelError("model-damaged", problem, hint="download the model again") from error
 
 
-def _check_numbers(files: ModelFiles) -> None:
+def _check_numbers(files: ModelFiles, *, integers: bool) -> None:
     import torch
 
     for name, tensor in _tensors(sorted(files.folder.glob("*.safetensors"))):
+        if not integers and not tensor.is_floating_point() and name.endswith(".weight") and tensor.dim() > 1:
+            problem = f"{files.folder}: the tensor {name} holds integers, and config.json names no quantization"
+            hint = "restore the quantization_config of config.json, or save the model in full precision"
+            raise ModelError("model-damaged", problem, hint=hint)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             problem = f"{files.folder}: the tensor {name} holds values that are no numbers (NaN or infinite)"
             raise ModelError(
@@ -261,13 +300,14 @@ def _check_numbers(files: ModelFiles) -> None:
             )
 
 
-def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+def _tensors(weights: Sequence[Path], endings: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     for file in weights:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                yield name, tensors.get_tensor(name)
+                if name.endswith(endings):
+                    yield name, tensors.get_tensor(name)
 
 
 def _unsupported(files: ModelFiles, why: str) -> ModelError:
