@@ -23,10 +23,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from rung.errors import ConfigError, Location, MachineError
-from rung.machine import only_ours
+from rung.machine import is_loopback, only_ours
 
 FOLDERS = "RUNG_TRUST"  # environment variable: folders whose code may run, with `:` between them
-HOSTS = "RUNG_API_HOSTS"  # environment variable: hosts to which texts and keys may go, with commas between them
+HOSTS = "RUNG_API_HOSTS"  # environment variable: endpoints to which texts and keys may go, with commas between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Permit:
 
     Attributes:
         kind: what it is.
-        what: the function, the command, the limits of programs, or the endpoint's address.
+        what: the function, the command, the limits of programs, or the endpoint's scheme, host and port.
         folder: the folder in which it runs; empty for an endpoint.
         files: the files in that folder which it runs, each with its sha256.
     """
@@ -50,7 +50,15 @@ class Permit:
         """A hash of everything that says what would run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def local(self) -> bool:
+        """Whether it is an endpoint of this machine, which gets texts in any case, and a key only with consent."""
+        parts = urlsplit(self.what) if self.kind == "endpoint" else None
+        return parts is not None and parts.scheme in ("http", "https") and is_loopback(parts.hostname or "")
+
     def __str__(self) -> str:
+        if self.local:
+            return f"endpoint {self.what}: it is on this machine; the key of the environment is sent there"
         if self.kind == "endpoint":
             return f"endpoint {self.what}: your texts, and the key of the environment, are sent there"
         if self.kind == "programs":
@@ -82,25 +90,48 @@ def program_permit(settings: Mapping[str, Any], folder: Path) -> Permit:
 
 
 def endpoint_permit(address: str) -> Permit:
-    """The permit to send texts and a key to the host of an address."""
-    parts = urlsplit(address)
-    return Permit("endpoint", f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}")
+    """The permit to send texts and a key to the server of an address: one scheme, one host and one port.
+
+    Raises:
+        ConfigError: it is no address.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        hint = f"write SCHEME://HOST:PORT in the file, or in {HOSTS}"
+        raise ConfigError("bad-value", f"{address[:200]!r} is not an address: {error}", hint=hint) from error
+    netloc = parts.netloc.rpartition("@")[2].lower()
+    return Permit("endpoint", f"{parts.scheme}://{netloc.removesuffix(PORTS.get(parts.scheme, ' '))}")
 
 
-_named: set[str] = set()
+PORTS = {"http": ":80", "https": ":443"}  # what an address without a port means
+_named: set[Permit] = set()
+
+
+def _is_named(permit: Permit, text: str) -> bool:
+    """Whether an entry of `RUNG_API_HOSTS` names an endpoint; without scheme and port it means https, or a bucket."""
+    if "://" in text:
+        return endpoint_permit(text) == permit
+    scheme = permit.what.partition("://")[0]
+    has_port = ":" in text.rpartition("]")[2]
+    return (has_port or scheme != "http") and endpoint_permit(f"{scheme}://{text}") == permit
 
 
 def name_endpoint(address: str) -> None:
     """Allow an endpoint that the command line names, in this process alone."""
-    _named.add(endpoint_permit(address).key)
+    _named.add(endpoint_permit(address))
+
+
+def named_endpoints() -> str:
+    """The value of `RUNG_API_HOSTS` for worker processes of this one."""
+    return ",".join([os.environ.get(HOSTS, ""), *(permit.what for permit in _named)]).strip(",")
 
 
 def allowed(permit: Permit) -> bool:
     """Whether the user allowed it: by `rung trust`, on the command line, or in the environment."""
     if permit.kind == "endpoint":
-        hosts = {name.strip().lower() for name in os.environ.get(HOSTS, "").split(",")}
-        netloc, host = urlsplit(permit.what).netloc, urlsplit(permit.what).hostname
-        if permit.key in _named or netloc in hosts or host in hosts:
+        entries = filter(None, (text.strip() for text in os.environ.get(HOSTS, "").split(",")))
+        if permit in _named or any(_is_named(permit, entry) for entry in entries):
             return True
     elif any(Path(permit.folder).is_relative_to(folder) for folder in _trusted_folders()):
         return True
@@ -112,9 +143,12 @@ def allowed(permit: Permit) -> bool:
     return stat.S_ISREG(status.st_mode) and only_ours(status)
 
 
-def missing(permits: Iterable[Permit]) -> list[Permit]:
-    """Those that the user has not allowed, each once."""
-    return [permit for permit in dict.fromkeys(permits) if not allowed(permit)]
+def missing(permits: Iterable[Permit], *, keys: bool = False) -> list[Permit]:
+    """Those that the user has not allowed and that need it, each once.
+
+    With `keys`, also endpoints of this machine: they get texts without consent, but no key.
+    """
+    return [permit for permit in dict.fromkeys(permits) if (keys or not permit.local) and not allowed(permit)]
 
 
 def require(*permits: Permit, place: str | Path = "") -> None:

@@ -460,6 +460,7 @@ def test_a_server_that_loads_no_adapters(server, tmp_path):
 
 def test_a_key_is_sent_and_never_shown(server, monkeypatch):
     monkeypatch.setenv("RUNG_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("RUNG_API_HOSTS", server.base_url)
     server.answer = lambda path, body: Reply({"error": {"message": "sk-very-secret may not do this"}}, 400)
     engine = open_at(server)
     with pytest.raises(EngineError) as caught:
@@ -479,7 +480,8 @@ def test_a_key_is_sent_and_never_shown(server, monkeypatch):
         ("https://api.test/v1#m", {"OPENAI_API_KEY": "o", "RUNG_API_KEY": "r"}, "r"),
     ],
 )
-def test_which_key_goes_where(reference, environment, key):
+def test_which_key_goes_where(reference, environment, key, monkeypatch):
+    monkeypatch.setenv("RUNG_API_HOSTS", "http://[::1]:1, 127.0.0.1:1, api.test")
     assert parse_endpoint(reference, environment).key == key
 
 

@@ -11,6 +11,7 @@ from threading import Thread
 import pytest
 
 import rung
+from engines.fault_server import FaultServer, Reply
 from rung import user_code
 from rung.agents.toolbox import find_tools
 from rung.artifact.artifact import Artifact
@@ -209,6 +210,117 @@ def test_texts_and_keys_go_only_to_endpoints_that_the_user_named(stranger, zero,
     assert caught.value.code == "network-off"
 
 
+HOST = "http://127.0.0.1:8000"
+VENDOR = {"OPENAI_ORG_ID": "org", "OPENAI_PROJECT_ID": "proj", "OPENAI_CUSTOM_HEADERS": "X-Own: secret"}
+
+
+@pytest.mark.parametrize(
+    ("named", "address", "gets"),
+    [
+        ("", HOST, False),
+        (HOST, HOST, True),
+        ("127.0.0.1:8000", HOST, True),
+        ("127.0.0.1", HOST, False),
+        ("localhost:8000", HOST, False),
+        (HOST, "http://127.0.0.1:9999", False),
+        (HOST, "https://127.0.0.1:8000", False),
+        ("127.0.0.1:800", HOST, False),
+        ("https://api.test", "https://api.test", True),
+        ("https://api.test", "https://API.test:443", True),
+        ("https://api.test", "http://api.test", False),
+        ("https://api.test", "https://api.test:8443", False),
+        ("api.test", "https://api.test", True),
+        ("api.test", "http://api.test", False),
+        ("api.test", "https://api.test:8443", False),
+        ("api.test:80", "http://api.test", True),
+        ("http://api.test", "http://api.test:80", True),
+        ("api.test:443", "http://api.test", False),
+        ("api.test", "https://my.api.test", False),
+        ("bucket", "s3://bucket/indexes", True),
+    ],
+)
+def test_a_name_is_a_scheme_a_host_and_a_port(stranger, monkeypatch, named, address, gets):
+    monkeypatch.setenv("RUNG_API_HOSTS", named)
+    assert user_code.allowed(user_code.endpoint_permit(f"{address}/v1")) == gets
+
+
+@pytest.fixture
+def listener(monkeypatch):
+    """A program on this machine that asks for a key; what it was sent is in `listener.asked`."""
+    server = FaultServer()
+    server._default = lambda path, body: Reply({"error": {"message": "no"}}, 401)
+    monkeypatch.setenv("RUNG_API_KEY", "secret")
+    for name, value in VENDOR.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(user_code, "_named", set())
+    yield server
+    server.close()
+
+
+def test_a_program_of_this_machine_gets_no_key_that_the_user_did_not_mean_for_it(
+    stranger, listener, zero, monkeypatch, capsys
+):
+    """Through each command; then each way to name the endpoint sends the key."""
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):  # another machine's: texts of this machine do not pass it
+        monkeypatch.setenv(name, "http://192.0.2.1:1")
+    folder = artifact_of(stranger / "artifact", zero, model=listener.reference, model_fingerprint=None)
+    task_with(stranger, f"model: {listener.reference}")
+    server = listener.reference.partition("/v1")[0]
+    task = str(stranger / "task.yaml")
+    commands = {
+        "run": ("run", str(folder), "hello", "--offline"),
+        "climb": ("climb", task, "--rungs", "zero-shot", "--out", str(stranger / "runs"), "--quiet"),
+    }
+    monkeypatch.setenv("RUNG_OFFLINE", "")  # `--offline` sets it: take it back at the end
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, arguments in commands.items():
+        asked = len(listener.asked)
+        assert run(monkeypatch, *arguments) == 3, name
+        shown = capsys.readouterr().err
+        assert ("error[api-key-refused]" in shown, f"RUNG_API_HOSTS={server}" in shown) == (True, True), shown
+        assert len(listener.asked) > asked, "the text goes there"
+    other = FaultServer()  # one that the user names is not the one that the file names
+    monkeypatch.setenv("RUNG_API_HOSTS", other.reference.partition("/v1")[0])
+    other.close()
+    run(monkeypatch, *commands["run"])
+    for path, body, headers in listener.asked:
+        assert "authorization" not in headers, path
+        assert not {"openai-organization", "openai-project", "x-own"} & headers.keys(), path
+        assert "secret" not in f"{body}{headers}"
+
+    def sent(*arguments):
+        listener.asked.clear()
+        run(monkeypatch, *arguments)
+        return {headers.get("authorization") for _, _, headers in listener.asked}
+
+    monkeypatch.setenv("RUNG_API_HOSTS", server)
+    assert sent(*commands["run"]) == {"Bearer secret"}
+    monkeypatch.setenv("RUNG_API_HOSTS", "")
+    assert sent(*commands["run"]) == {None}
+    assert sent(*commands["climb"], "--set", f"model={listener.reference}") == {"Bearer secret"}
+    user_code._named.clear()
+    assert run(monkeypatch, "trust", task, "--yes") == 0
+    assert sent(*commands["climb"]) == {"Bearer secret"}
+    assert run(monkeypatch, "trust", task, "--revoke") == 0
+    assert sent(*commands["climb"]) == {None}
+    assert not {"openai-organization", "openai-project", "x-own"} & listener.asked[0][2].keys(), "not over http"
+
+
+def test_worker_processes_know_what_the_command_line_names(stranger, monkeypatch):
+    monkeypatch.setattr(user_code, "_named", set())
+    user_code.name_endpoint(f"{HOST}/v1#m")
+    monkeypatch.setenv("RUNG_API_HOSTS", user_code.named_endpoints())
+    user_code._named.clear()
+    assert user_code.allowed(user_code.endpoint_permit(HOST))
+
+
+@pytest.mark.parametrize(("reference", "status"), [("http://[::1/v1#m", 2), ("http://a:b/v1#m", 3)])
+def test_an_address_that_is_none_is_an_error(stranger, reference, status, monkeypatch, capsys):
+    task_with(stranger, f"model: '{reference}'")
+    assert run(monkeypatch, "climb", str(stranger / "task.yaml"), "--rungs", "zero-shot") == status
+    assert "error[" in capsys.readouterr().err
+
+
 def test_programs_that_a_model_writes_need_consent(stranger):
     task_with(stranger, "metric: {name: code, allow_execution: true, tests: text}")
     task = Task.load(stranger / "task.yaml")
@@ -275,6 +387,7 @@ def test_a_redirect_takes_neither_text_nor_key_elsewhere(monkeypatch):
             for server in (first, second):
                 Thread(target=server.serve_forever, daemon=True).start()
             monkeypatch.setenv("RUNG_API_KEY", "secret")
+            monkeypatch.setenv("RUNG_API_HOSTS", f"127.0.0.1:{first.server_port},127.0.0.1:{second.server_port}")
             engine = ApiEngine(f"http://127.0.0.1:{first.server_port}/v1#m", ApiOptions(attempts=1))
             with pytest.raises(RungError):
                 engine.generate([GenerateRequest(({"role": "user", "content": "private"},), Sampling(max_tokens=1))])

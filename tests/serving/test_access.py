@@ -7,8 +7,8 @@ import pytest
 from paced_engine import FakeEngine
 from running_server import HELLO, running
 
-from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
+from rung.machine import is_loopback
 from rung.serving.access import (
     Access,
     KeyRing,

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from rung.data.rows import Data, labels_of
 from rung.data.sections import Needs
-from rung.machine import Machine
+from rung.machine import Machine, is_loopback
 from rung.models.reference import is_endpoint
 from rung.task import Task
 
@@ -109,7 +109,7 @@ def model_facts(reference: str) -> ModelFacts:
     from rung.models.reference import resolve
 
     if is_endpoint(reference):
-        loopback = urlsplit(reference).hostname in ("localhost", "127.0.0.1", "::1")
+        loopback = is_loopback(urlsplit(reference).hostname or "")
         return ModelFacts(reference, endpoint=True, remote=not loopback)
     if (known := embedded.find(reference) or open_models.find(reference)) is not None:
         return ModelFacts(reference, parameters=known.parameters, context=known.context)

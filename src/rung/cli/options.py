@@ -109,7 +109,8 @@ def load_task(file: Path, sets: Sequence[str] | None = None, *, runs: bool = Tru
 
     values = {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")}
     for value in values.values():
-        named(value)
+        for one in value.strip("[]").split(","):
+            named(one.strip(" '\""))
     task = Task.load(file, values)
     if runs:
         consent_to(permits_of(task), file)
@@ -137,12 +138,15 @@ def named(reference: str | None) -> str | None:
     return reference
 
 
-def consent_to(permits: Sequence[Permit], place: Path) -> None:
-    """Ask on a terminal for what the user has not allowed yet; elsewhere it is an error that names the command."""
+def consent_to(permits: Sequence[Permit], place: Path, *, keys: bool = False) -> None:
+    """Ask on a terminal for what the user has not allowed yet; elsewhere it is an error that names the command.
+
+    With `keys`, also ask whether endpoints of this machine get the key.
+    """
     from rung import user_code
     from rung.cli import render
 
-    if not (refused := user_code.missing(permits)):
+    if not (refused := user_code.missing(permits, keys=keys)):
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise user_code.refusal(refused, place)

@@ -176,10 +176,10 @@ def trust(
     elif not yes and not json:
         for permit in permits:
             render.say(str(permit))
-        options.consent_to(permits, place)
+        options.consent_to(permits, place, keys=True)
     elif yes:
         user_code.allow(permits)
-    left = user_code.missing(permits)
+    left = user_code.missing(permits, keys=True)
     values = {"permits": [{**asdict(permit), "allowed": permit not in left} for permit in permits]}
     text = f"{place}: {len(permits) - len(left)} of {len(permits)} allowed" if permits else f"{place} runs no code"
     render.result(json, values, text, then=("rung", "check", place) if place.is_file() else ())

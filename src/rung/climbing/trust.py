@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from rung import user_code
 from rung.agents.toolbox import permits as tool_permits
 from rung.artifact.agent import tools_folder
 from rung.artifact.files import artifact_settings
 from rung.data.sections import McpServer
-from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError, RungError
 from rung.evaluation.metrics.registry import metric_permits
 from rung.models.reference import is_endpoint
@@ -101,11 +99,7 @@ def _of_artifact(values: Mapping[str, Any]) -> Iterator[Permit]:
 
 
 def _endpoints(references: Iterable[Any]) -> Iterator[Permit]:
-    """The endpoints on other machines among some values."""
+    """The endpoints among some values."""
     for reference in references:
-        if (
-            isinstance(reference, str)
-            and is_endpoint(reference)
-            and not is_loopback(urlsplit(reference).hostname or "")
-        ):
+        if isinstance(reference, str) and is_endpoint(reference):
             yield user_code.endpoint_permit(reference)

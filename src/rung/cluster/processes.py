@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rung import user_code
 from rung.cluster.executor import Executor, worker_price
 from rung.cluster.job import Resources
 from rung.cluster.worker import run_job
@@ -156,7 +157,8 @@ class Processes(Inline):
     def _serve(self, environment: dict[str, str]) -> None:
         worker: WorkerProcess | None = None
         while (uri := self._jobs.get()) is not None and not self._closed:
-            worker = worker or WorkerProcess("rung.cluster.worker", environment)
+            named = {user_code.HOSTS: user_code.named_endpoints()}  # by the command line of this process, too
+            worker = worker or WorkerProcess("rung.cluster.worker", environment | named)
             with self._lock:
                 self._workers[uri] = worker
             try:

@@ -6,12 +6,12 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
 from typing import ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from rung import user_code
 from rung.errors import ConfigError, EngineError
+from rung.machine import is_loopback
 from rung.models.cache import TRUE
 
 # How requests state a constraint: `json_schema` is the `response_format` that most servers know, `grammar` is
@@ -87,7 +87,17 @@ class Endpoint:
 
     base_url: str  # the address before `/chat/completions`, without a slash at its end
     model: str  # the server's name of the model
-    key: str = field(repr=False)  # the secret, empty where none is needed
+    secret: str = field(repr=False)  # the key of the environment, empty where none is needed
+
+    @property
+    def named(self) -> bool:
+        """Whether the user named this scheme, host and port; a file alone does not."""
+        return user_code.allowed(user_code.endpoint_permit(self.base_url))
+
+    @property
+    def key(self) -> str:
+        """The key that this endpoint gets; empty where the user has not named it."""
+        return self.secret if self.named else ""
 
     @property
     def root(self) -> str:
@@ -98,8 +108,9 @@ class Endpoint:
 def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
     """The endpoint of a reference `http(s)://HOST/v1#MODEL`, with its key from the environment.
 
-    `RUNG_API_KEY` goes to every endpoint that the user has allowed, see `check_reachable`. `OPENAI_API_KEY` goes
-    only to encrypted ones: a key that was set for a vendor must not travel in clear text because a reference says so.
+    `RUNG_API_KEY` goes to every endpoint that the user has named, also on this machine, where a program of another user
+    may listen. `OPENAI_API_KEY` goes only to encrypted ones: a key that was set for a vendor must not travel in clear
+    text because a reference says so.
 
     Raises:
         ConfigError: the reference names no model or host, or holds a password or a query.
@@ -134,21 +145,13 @@ def check_reachable(address: str) -> None:
         EngineError: `network-off`.
         MachineError: `not-trusted`.
     """
-    parts = urlsplit(address)
-    if parts.scheme in ("http", "https") and is_loopback(parts.hostname or ""):
+    permit = user_code.endpoint_permit(address)
+    if permit.local:
         return
     if os.environ.get("RUNG_OFFLINE", "").strip().lower() in TRUE:
         problem = f"{address} is on another machine, and the network is switched off"
         raise EngineError("network-off", problem, hint="leave --offline out, or unset RUNG_OFFLINE")
-    user_code.require(user_code.endpoint_permit(address))
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address."""
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    user_code.require(permit)
 
 
 def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MODEL") -> ConfigError:

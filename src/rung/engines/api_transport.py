@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+from rung import user_code
 from rung.engines.api_options import ApiBudget, ApiOptions, Endpoint, Usage
 from rung.engines.base import Cancelled, ModelInput
 from rung.errors import EngineError
@@ -147,6 +148,10 @@ TURN_TOKENS = 32  # most that a chat template writes around one message
 TEMPLATE_TOKENS = 128  # most that it writes besides, such as a default system prompt
 UNKNOWN_CALL = (404, 405, 501)  # the server does not know this path
 OVERFLOW = ("context_length_exceeded", "exceed_context_size_error")
+PLAIN_HEADERS = {  # what a request has without any variable of the environment
+    "host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length",
+    "transfer-encoding",
+}  # fmt: skip
 MAX_QUOTED = 300  # characters of the server's message
 
 
@@ -173,18 +178,34 @@ class Transport:
         import openai
 
         self.endpoint, self.options = endpoint, options
+        self._local = user_code.endpoint_permit(endpoint.base_url).local
         self.budget = ApiBudget(options)
         self.retry = Retry(options.attempts, scale=pause_scale)
         self._openai = openai
-        http = openai.DefaultHttpxClient(follow_redirects=False)  # the key and the texts stay at this host
+        # The key and the texts stay at this host: no redirect is followed, and no proxy stands before this machine.
+        direct = dict.fromkeys(("http://", "https://", "all://")) if self._local else None
+        hooks = {"request": [self._authorize]}
+        http = openai.DefaultHttpxClient(follow_redirects=False, mounts=direct, event_hooks=hooks)
         weakref.finalize(self, http.close)
         self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=endpoint.key or "none", timeout=options.timeout, max_retries=0,
+            base_url=endpoint.base_url, api_key="none", timeout=options.timeout, max_retries=0,
             http_client=http,
         )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Transport({self.endpoint!r})"
+
+    def _authorize(self, request: Any) -> None:
+        """Give a request the endpoint's key; what the client adds from variables of OpenAI goes where their key may."""
+        key, encrypted = self.endpoint.key, self.endpoint.base_url.startswith("https://")
+        if not (self.endpoint.named and encrypted):
+            for name in list(request.headers):
+                if name.lower() not in PLAIN_HEADERS and not name.lower().startswith("x-stainless-"):
+                    del request.headers[name]
+        if key:
+            request.headers["Authorization"] = f"Bearer {key}"
+        else:
+            request.headers.pop("Authorization", None)
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Call what costs nothing: POST `body`, or GET without one. `path` is below the base URL, or a whole URL."""
@@ -327,6 +348,11 @@ class Transport:
             failed = self._error("endpoint-failed", f"failed with status {status}: {message}", hint)
             return Attempt(failed, after=retry_after(headers))
         if status in (401, 403):
+            if self.endpoint.secret and not self.endpoint.named:
+                server = user_code.endpoint_permit(self.endpoint.base_url).what
+                hint = f"to send the key there, name it: {user_code.HOSTS}={server}, or `rung trust` the task"
+                what = f"refuses requests without a key (status {status}), and the key was held back: you did not name"
+                return self._error("api-key-refused", f"{what} {server}", hint)
             hint = "set RUNG_API_KEY to a valid one"
             return self._error("api-key-refused", f"refuses the key (status {status})", hint)
         if code in OVERFLOW:
@@ -350,7 +376,7 @@ class Transport:
 
     def _redacted(self, text: str) -> str:
         """A short form of `text` without the key."""
-        key = self.endpoint.key
+        key = self.endpoint.secret
         return " ".join((text.replace(key, "***") if key else text).split())[:MAX_QUOTED]
 
 

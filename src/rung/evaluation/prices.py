@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Example
-from rung.engines.api_options import ApiOptions, is_loopback
+from rung.engines.api_options import ApiOptions
 from rung.evaluation.result import Prediction
-from rung.machine import this_machine
+from rung.machine import is_loopback, this_machine
 from rung.models.reference import is_endpoint
 from rung.task import Task
 

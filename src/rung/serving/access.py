@@ -20,9 +20,8 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
-from rung.machine import only_ours
+from rung.machine import is_loopback, only_ours
 from rung.models.files import locked, write_atomically
 from rung.serving.limits import Refused
 from rung.yamlfile import json_value
