@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
@@ -11,12 +12,14 @@ import pytest
 
 from crews import report_of, run
 from letters import lines_of, write_rows
+from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.predict_file import Predicted, parts_folder
 from rung.cluster.executor import Dispatcher
-from rung.cluster.job import Job, Storage
+from rung.cluster.job import Job, Resources, Storage
 from rung.cluster.parts import predict_in_parts
 from rung.cluster.processes import open_executor
+from rung.cluster.ray_tasks import RayTasks
 from rung.errors import ArtifactError
 
 pytestmark = [
@@ -100,6 +103,87 @@ def test_a_climb_that_loses_a_node_ends_with_the_report_of_one_process(free_task
     end()
     assert len(lost) == 1
     assert report_of(climbed) == alone
+
+
+class Trains(RayTasks):
+    """Runs jobs that keep a checkpoint after every step in `cache`, and note where they ran and from which step."""
+
+    def __init__(self, cache):
+        super().__init__()
+
+        def noted(uri):  # on the worker
+            import json
+            import os
+
+            import ray
+
+            from rung.cluster.worker import run_job
+            from rung.training import loop
+            from rung.training.checkpoints import Checkpoints
+
+            os.environ["RUNG_CACHE"], loop.CHECKPOINT_SECONDS, loop.CHECKPOINT_SHARE = str(cache), 0.0, 1e9
+            last = Checkpoints.last
+
+            def note(kept):
+                found = last(kept)
+                with (cache / "notes").open("a") as notes:
+                    line = [ray.get_runtime_context().get_node_id(), found[0] if found else 0]
+                    notes.write(json.dumps(line) + "\n")
+                return found
+
+            Checkpoints.last = note
+            try:
+                run_job(uri)
+            finally:
+                Checkpoints.last = last
+
+        cache.mkdir()
+        self.needs = Resources(cpus=2)
+        self._task = self._ray.remote(max_retries=0)(noted)
+
+
+def test_a_training_whose_node_is_lost_goes_on_elsewhere_to_the_same_weights(
+    small_task_file, tiny_zero, tiny_folder, nodes, tmp_path
+):
+    base = tiny_zero.save(tmp_path / "base")
+    job = Job(
+        kind="fit", out="", task=str(small_task_file), overrides={"model": str(tiny_folder)}, artifact=str(base),
+        artifact_fingerprint=fingerprint(base), rung="lora", settings={"epochs": 12},
+    )  # fmt: skip
+    pair = [nodes.add_node(num_cpus=2, **NODE) for _ in range(2)]  # a job asks for two cores: only these have them
+
+    def trained(name):
+        dispatcher = Dispatcher(Trains(tmp_path / name), Storage(tmp_path / f"{name}-jobs"))
+        key = dispatcher.send(job)
+        try:
+            dispatcher.wait([key])
+        finally:
+            dispatcher.close()
+        result, notes = dispatcher.result(key), (tmp_path / name / "notes").read_text().splitlines()
+        made = Artifact.load(tmp_path / f"{name}-jobs" / key / result.folder / "artifact")
+        return result, made, [json.loads(line) for line in notes]
+
+    _, whole, notes = trained("whole")
+    assert [step for _, step in notes] == [0]
+
+    def lose():
+        where, _ = json.loads((tmp_path / "lost" / "notes").read_text())
+        (node,) = (each for each in pair if each.node_id == where)
+        nodes.remove_node(node, allow_graceful=False)
+        pair.remove(node)
+
+    end = after(lambda: list((tmp_path / "lost").glob("training/*/step-0000002*/manifest.json")), lose)
+    result, resumed, notes = trained("lost")
+    end()
+    (other,) = pair
+    nodes.remove_node(other)
+    assert result.folder.startswith("attempt-2-")
+    (first, began), (second, went_on) = notes
+    assert (began, second) == (0, other.node_id) != (0, first)
+    assert 20 <= went_on < 72
+    assert resumed.settings["lora"]["losses"] == whole.settings["lora"]["losses"]
+    assert len(resumed.settings["lora"]["losses"]) == 72
+    assert resumed.fingerprint() == whole.fingerprint()
 
 
 def test_a_task_is_ended_when_its_job_is_cancelled(nodes, tmp_path):

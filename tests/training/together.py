@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,20 @@ class Signals(Quiet):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def in_parts(folder):
+    """The random model, saved and loaded in parts."""
+    from transformers import AutoConfig
+
+    from rung.models.reference import resolve
+    from rung.training.sharded import load_in_parts
+
+    model = load_in_parts(resolve(str(folder)), AutoConfig.from_pretrained(folder), "cpu", torch.float32)
+    whole = sum(p.numel() for p in model.parameters())
+    held = sum(p.to_local().numel() for p in model.parameters())
+    assert held <= whole / current().size + 97 * 32 / 2  # the vocabulary's 97 rows are not even
+    return model
+
+
 def full(model):
     if current().alone:
         return Patch(model, plain_parameters(model).__contains__, trained=True)
@@ -50,13 +65,16 @@ def full(model):
     return ShardedWeights(model)
 
 
-def trained(folder, *, given=None, spoil=False, make=lora, **options):
+EXACT = replace(CONFIG, precision="float32")  # rows that run apart are rounded as those that run together
+
+
+def trained(folder, *, given=None, spoil=False, make=lora, base=llama, config=CONFIG, **options):
     """Train a random model and keep the result; give the course and the tensors, or the code of an error."""
     torch.set_num_threads(1)
-    model = llama()
+    model = base()
     change = make(model)
     try:
-        result = train(model, change, given or rows(count=13), GENTLE if make is full else CONFIG, **options)
+        result = train(model, change, given or rows(count=13), GENTLE if make is full else config, **options)
         if spoil:  # as where a process has other weights
             next(iter(change.parameters().values())).data[0] += 1e-6
         keep(change, "base")
@@ -80,6 +98,8 @@ def scenarios(world, folder):
     yield "evaluated", trained(folder, evaluate=evaluations(world))
     yield "stopped", trained(folder, checkpoints=kept, stop_after=5)
     yield "resumed", trained(folder, checkpoints=Checkpoints(folder / "from one"))
+    for name in ("tied", "untied"):
+        yield f"base in parts, {name}", trained(folder, base=partial(in_parts, folder / name), config=EXACT)
     others = rows(count=13, seed=1 if last else 0)
     yield "other rows", trained(folder, given=others)
     name = "x" if last else "y"

@@ -41,6 +41,11 @@ def runs_apart(model: Any) -> bool:
     return _APART[decoder]
 
 
+def run_apart(model: Any) -> None:
+    """Let each row of this model have a forward pass of its own, which is right for every model."""
+    _APART[model.get_decoder()] = True
+
+
 def try_together(model: Any, fingerprint: str) -> None:
     """Try whether rows of this model may share a pass, with no change of its weights switched on.
 

@@ -56,13 +56,17 @@ class TorchEngine(LocalModel):
     """One base model in memory, with any number of changes of its weights (adapters, soft prompts, patches).
 
     The `quantization` of the base model is empty for the device's precision, or `nf4` for 4-bit NormalFloat.
-    `base_fingerprint` identifies the base model that changes are trained on, quantization included.
+    `base_fingerprint` identifies the base model that changes are trained on, quantization included. `load` brings the
+    model into memory in another way, given its files, configuration, device and precision.
 
     Raises:
         EngineError: the device is not there, or bitsandbytes is missing.
     """
 
-    def __init__(self, files: ModelFiles, *, device: str = "auto", quantization: str = "") -> None:
+    def __init__(
+        self, files: ModelFiles, *, device: str = "auto", quantization: str = "",
+        load: Callable[[ModelFiles, Any, str, torch.dtype], Any] | None = None,
+    ) -> None:  # fmt: skip
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         if device == "auto":
@@ -74,19 +78,14 @@ class TorchEngine(LocalModel):
         self.model: Any
         self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
         config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-        self.model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
-            trust_remote_code=False, output_loading_info=True,
-            **(_quantized(quantization, device, precision) if quantization else {}),
-        )  # fmt: skip
-        check_loaded(files, info)
-        if quantization:
-            keep_gradients(self.model)
+        if load is not None:
+            self.model = load(files, config, device, precision)
         else:
-            self.model.to(device)
+            self.model = _loaded(files, config, device, precision, quantization)
         self.model.eval()
         self.model.requires_grad_(False)
-        try_together(self.model, self.base_fingerprint)
+        if load is None:
+            try_together(self.model, self.base_fingerprint)
         self._changes: dict[str, WeightsChange] = {}  # the longest unused first
         self._lent: set[str] = set()  # those of them that nobody can load again
         self._active: str | None = None
@@ -269,6 +268,22 @@ class TorchEngine(LocalModel):
         states = mean_states(self.use(None), prompts, done=progress.advance)
         progress.finish()
         return states
+
+
+def _loaded(files: ModelFiles, config: Any, device: str, precision: torch.dtype, quantization: str) -> Any:
+    """Load a model as a whole."""
+    model: Any
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
+        trust_remote_code=False, output_loading_info=True,
+        **(_quantized(quantization, device, precision) if quantization else {}),
+    )  # fmt: skip
+    check_loaded(files, info)
+    if quantization:
+        keep_gradients(model)
+    else:
+        model.to(device)
+    return model
 
 
 def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:

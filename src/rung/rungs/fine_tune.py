@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from rung.artifact.files import artifact_folder
 from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
-from rung.errors import TrainingError
+from rung.errors import ConfigError, TrainingError
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.models.files import writing
@@ -27,7 +27,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, base_bytes, inference_cost, sizes
 from rung.training.config import Supervise, TrainConfig, Truncation
-from rung.training.distributed import current
+from rung.training.distributed import current, in_parts
 from rung.training.optimizers import STATE_BYTES, missing_library
 from rung.training.precision import matmul_dtype
 
@@ -276,7 +276,7 @@ class FineTune(TrainConfig, Rung):
         from rung.training.examples import TrainingReport, show
         from rung.training.loop import plan_batches
 
-        engine = open_torch(artifact.model, quantization=self.base_precision(artifact))
+        engine = self._open(artifact, progress)
         engine.use(None)
         train, held_out = self.divide(data)
         report = TrainingReport()
@@ -305,7 +305,8 @@ class FineTune(TrainConfig, Rung):
                 stop_after = None if share == 1 else math.ceil(share * steps)
                 if stop_after is not None and not taken < stop_after < steps:
                     continue  # too few steps for this part
-                engine = open_torch(artifact.model, quantization=self.base_precision(artifact))
+                if not in_parts(engine.model):
+                    engine = open_torch(artifact.model, quantization=self.base_precision(artifact))
                 engine.use(None)
                 weights, settings, result = run._train(engine, artifact, rows, held_out, data, stop_after, progress)
             except (MemoryError, torch.OutOfMemoryError) as full:
@@ -320,6 +321,39 @@ class FineTune(TrainConfig, Rung):
             yield 1.0 if ended else taken / steps, artifact.step(self.name, settings | extra | done, **parts)
             if ended:
                 return
+
+    def divides_base(self, artifact: Artifact) -> bool:
+        """Whether several processes may each hold a part of the base model where it does not fit in one."""
+        del artifact
+        return False
+
+    def _open(self, artifact: Artifact, progress: Progress) -> TorchEngine:
+        """The engine of the base model."""
+        precision = self.base_precision(artifact)
+        if not current().alone and not precision and self.divides_base(artifact):
+            from rung.training.sharded import open_in_parts
+
+            if (engine := open_in_parts(artifact.model, progress)) is not None:
+                self.check_in_parts({})
+                return engine
+        return open_torch(artifact.model, quantization=precision)
+
+    def check_in_parts(self, unfit: Mapping[str, bool]) -> None:
+        """Refuse settings with which processes that each hold a part of the model would not do the same.
+
+        Raises:
+            ConfigError: `not-distributed`.
+        """
+        unfit = {
+            "patience": bool(self.patience), "batch_size": self.batch_size == "auto",
+            "learning_rate": self.learning_rate == "auto", **unfit,
+        }  # fmt: skip
+        if wrong := [name for name, value in unfit.items() if value]:
+            raise ConfigError(
+                "not-distributed", f"{self.name} in several processes, each with a part of the weights, has no "
+                f"{' or '.join(f'`{name}: {getattr(self, name)}`' for name in wrong)}",
+                hint="leave it out, or train in one process",
+            )  # fmt: skip
 
     def _train(
         self, engine: TorchEngine, artifact: Artifact, rows: Sequence[Any], held_out: Sequence[Any], data: Data,

@@ -45,17 +45,7 @@ class Full(FineTune):
 
         if current().alone:
             return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
-        unfit = {
-            "patience": self.patience, "batch_size": self.batch_size == "auto",
-            "learning_rate": self.learning_rate == "auto", "optimizer": self.optimizer != "adamw",
-            "continue_from": self.continue_from,
-        }  # fmt: skip
-        if wrong := [name for name, value in unfit.items() if value]:
-            raise ConfigError(
-                "not-distributed", f"{self.name} in several processes, each with a part of the weights, has no "
-                f"{' or '.join(f'`{name}: {getattr(self, name)}`' for name in wrong)}",
-                hint="leave it out, or train in one process",
-            )  # fmt: skip
+        self.check_in_parts({"optimizer": self.optimizer != "adamw", "continue_from": bool(self.continue_from)})
         from rung.training.sharded import ShardedWeights
 
         return ShardedWeights(engine.model)

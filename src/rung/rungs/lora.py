@@ -113,6 +113,12 @@ class LoRA(FineTune):
         """The alpha with which updates of another rank have the size of this one's."""
         return round(self.alpha * rank / self.rank)
 
+    def divides_base(self, artifact: Artifact) -> bool:
+        """LoRA and rsLoRA on linear layers read nothing of the base model but what its layers compute."""
+        del artifact
+        whole = self.target_parameters or self.modules_to_save or self.trained_tokens or self.continue_from
+        return type(self) in (LoRA, RsLoRA) and not whole
+
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose updates are zero, on all linear layers, or on those of `continue_from`."""
         del artifact

@@ -243,6 +243,11 @@ def placed(whole: torch.Tensor, like: Any) -> torch.Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements)
 
 
+def in_parts(model: Any) -> bool:
+    """Whether each process holds a part of this model."""
+    return any(hasattr(parameter, "placements") for parameter in model.parameters())
+
+
 def gathered(tensor: Any) -> torch.Tensor:
     """A tensor as a whole: all processes call this for one in parts."""
     whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

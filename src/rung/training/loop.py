@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from rung.engines.apart import runs_apart
 from rung.errors import PreemptedError, TrainingError
 from rung.machine import peak_memory_bytes
 from rung.progress import QUIET, Progress
 from rung.training.changes import Trainable
 from rung.training.checkpoints import Checkpoints, RunState
 from rung.training.config import TrainConfig
-from rung.training.distributed import apart, current, gathered, placed
+from rung.training.distributed import apart, current, gathered, in_parts, placed
 from rung.training.examples import TrainingRow, epoch_batches
 from rung.training.kernels import recomputed_gates
 from rung.training.loss import AnswerLoss, Loss, StepLoss, packed_layers
@@ -120,6 +121,7 @@ class _Run:
         self.result = TrainResult(matmul_dtype=matmul_dtype(model.device.type, config.precision))
         self.best: dict[str, torch.Tensor] = {}
         torch.manual_seed(config.seed + self.world.rank)
+        self.in_parts = in_parts(model)
         self.world.spread(tuple(self.parameters.values()))
         if checkpoints is not None:
             self.world.check_alike("rows, settings, model and versions", checkpoints.folder.name)
@@ -194,10 +196,12 @@ class _Run:
         total = 0.0
         own, longest = batch[self.world.rank :: self.world.size], len(batch[:: self.world.size])
         size = self.config.micro_batch_size or max(1, longest)
+        if self.in_parts and runs_apart(self.model):
+            size = 1  # a row is a pass, and all processes must take part in each
         # Around the backward pass too: gradient checkpointing runs layers again.
         with matmul_precision(self.result.matmul_dtype), packed_layers(self.model):
             # A process without rows takes part in every pass where parts of the weights come from it.
-            for first in range(0, longest if self.change.sharded else len(own), size):
+            for first in range(0, longest if self.in_parts else len(own), size):
                 part = own[first : first + size]
                 loss = self.loss(part) / mass if part else 0 * self.loss(batch[:1])
                 loss.backward()
