@@ -115,9 +115,9 @@ class LoRA(FineTune):
 
     def divides_base(self, artifact: Artifact) -> bool:
         """LoRA and rsLoRA on linear layers read nothing of the base model but what its layers compute."""
-        del artifact
-        whole = self.target_parameters or self.modules_to_save or self.trained_tokens or self.continue_from
-        return type(self) in (LoRA, RsLoRA) and not whole
+        if type(self) not in (LoRA, RsLoRA) or self.continue_from or self.resumed_adapter(artifact) is not None:
+            return False
+        return not (self.target_parameters or self.modules_to_save or self.trained_tokens)
 
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose updates are zero, on all linear layers, or on those of `continue_from`."""

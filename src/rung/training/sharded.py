@@ -169,11 +169,11 @@ def _without_memory() -> Iterator[None]:
             parameter = torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    torch.nn.Module.register_parameter = shapes  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = shapes
     try:
         yield
     finally:
-        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.nn.Module.register_parameter = register
 
 
 def _own_parts(folder: Path, model: Any) -> dict[str, torch.Tensor]:
