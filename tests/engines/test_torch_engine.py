@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rung.engines import torch_decoding
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import EngineError
@@ -104,6 +105,17 @@ def test_sampling_repeats_with_its_seed(engine):
     other = GenerateRequest(messages("Tell me a story."), Sampling(max_tokens=16, temperature=1.0, top_p=0.9, seed=4))
     first, again, different = (engine.generate([r])[0].text for r in (request, request, other))
     assert first == again != different
+
+
+def test_answers_to_one_prompt_differ_in_every_batch(engine, monkeypatch):
+    """A prompt that several rows have runs once; batches after the first draw other numbers."""
+    sampling = Sampling(max_tokens=12, temperature=1.0, seed=3)
+    monkeypatch.setattr(torch_decoding, "side_by_side", lambda model: (2048, 2))
+    made = engine.generate([GenerateRequest(messages("Tell me a story."), sampling, logprobs=True)] * 6)
+    assert len({each.text for each in made}) == 6
+    read = engine.read([(*engine.tokens(messages("Tell me a story.")), *each.tokens) for each in made])
+    for each, scored in zip(made, read, strict=True):
+        np.testing.assert_allclose(each.logprobs, scored.logprobs[-len(each.tokens) :], atol=1e-3)
 
 
 def test_cancelling_returns_what_was_made(engine):

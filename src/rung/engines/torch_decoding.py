@@ -1,7 +1,7 @@
 """Batched autoregressive decoding on torch: greedy or sampled, with a shared prompt prefix.
 
-It differs from transformers' `generate` in three ways: the common prefix of all prompts runs once, finished rows leave
-the batch, and one loop serves batches and streams, so both give the same text.
+It differs from transformers' `generate` in three ways: the common prefix of all prompts runs once, and so does a prompt
+of several rows; finished rows leave the batch; and one loop serves batches and streams, so both give the same text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
 
-CPU_TOKENS, CPU_ROWS = 2048, 32  # decoded side by side
+# Decoded side by side on CPUs: every step reads all weights, once for all rows. The tokens are the fewest and the most;
+# in between, their keys and values take `CPU_CACHE` bytes.
+CPU_TOKENS, CPU_CACHE, CPU_ROWS = (2048, 8192), 2**29, 128
 CUDA_ROWS = 512
 MEMORY_SHARE = 0.4  # of the free memory, for keys and values; activations and the growing cache need the rest
 POLL_SECONDS = 0.1
@@ -41,9 +43,10 @@ def preferred_dtype(device: str) -> Any:
 def side_by_side(model: Any) -> tuple[int, int]:
     """How many tokens (prompts and answers together) and how many rows may be decoded at once."""
     if model.device.type != "cuda":
-        return CPU_TOKENS, CPU_ROWS
+        fewest, most = CPU_TOKENS
+        return max(fewest, min(most, CPU_CACHE // cache_bytes(model))), CPU_ROWS
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(CPU_TOKENS, int(free * MEMORY_SHARE / cache_bytes(model))), CUDA_ROWS
+    return max(CPU_TOKENS[0], int(free * MEMORY_SHARE / cache_bytes(model))), CUDA_ROWS
 
 
 def cache_bytes(model: Any) -> int:
@@ -61,13 +64,15 @@ def decode(
     """Complete every prompt; results come in the order of the prompts."""
     results: dict[int, Generation] = {}
     max_batch_tokens, max_rows = side_by_side(model)
+    generator = generator_of(model, sampling)  # for all batches: the same numbers would draw the same answers
     for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1, tokens=max_batch_tokens):
         for first in range(0, len(wide), max_rows):
             batch = wide[first : first + max_rows]
             start = time.perf_counter()
             rows = [RunningRow(i, len(prompts[i])) for i in batch]
             live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
-            for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
+            batched = [prompts[i] for i in batch]
+            for _ in steps(model, tokenizer, batched, rows, sampling, constraint, cancelled, live, generator):
                 progress.advance(0)
             for row in rows if not live else ():
                 row.text = _read(row, tokenizer, constraint, tokenizer.eos_ids)
@@ -82,15 +87,19 @@ def decode(
     return [results[i] for i in range(len(prompts))]
 
 
+def generator_of(model: Any, sampling: Sampling) -> torch.Generator | None:
+    """The random numbers that a seed stands for; None without one."""
+    return None if sampling.seed is None else torch.Generator(model.device).manual_seed(sampling.seed)
+
+
 @torch.inference_mode()
 def steps(
     model: Any, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], rows: Sequence[RunningRow],
     sampling: Sampling, constraint: Constraint | None, cancelled: Cancelled | None, live: bool,
+    generator: torch.Generator | None,
 ) -> Iterator[None]:  # fmt: skip
     """Run the batch to its end, one token a step, and fill in `rows`; with `live`, their texts too."""
     running = RowsApart(model, prompts) if runs_apart(model) else _RowsTogether(model, prompts)
-    device = model.device
-    generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     width = model.config.get_text_config().vocab_size
     allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
     active, ends = list(rows), tokenizer.ends(sampling.stop)
@@ -129,24 +138,36 @@ class _RowsTogether:
 
     def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]]) -> None:
         self._model = model
-        shared = common_prefix(prompts) if len(prompts) > 1 else 0
-        prefix = run_prefix(model, prompts[0][:shared])
-        self._ids, self._mask, self._positions = left_padded(prefix, [p[shared:] for p in prompts])
-        self._cache, self._visible = prefix.cache(len(prompts)), self._mask[:, -1]
+        different = list(dict.fromkeys(prompts))
+        shared = common_prefix(different) if len(different) > 1 else 0
+        prefix = run_prefix(model, different[0][:shared])
+        self._ids, self._mask, self._positions = left_padded(prefix, [p[shared:] for p in different])
+        self._cache, self._visible = prefix.cache(len(different)), self._mask[:, -1]
         self._position, self._keys = self._positions[:, -1], prefix.before(self._positions)
+        numbers = {prompt: number for number, prompt in enumerate(different)}
+        # Which of the different prompts each row has, until it is run.
+        self._spread = [numbers[prompt] for prompt in prompts] if len(different) < len(prompts) else []
 
     def logits(self) -> torch.Tensor:
         """The logits of the next token of every row, shape [rows, vocabulary]."""
         ids, mask, positions = self._ids, self._mask, self._positions
-        return forward(self._model, ids, mask, positions, self._keys, self._cache, keep=1)[:, -1].float()
+        logits = forward(self._model, ids, mask, positions, self._keys, self._cache, keep=1)[:, -1].float()
+        if self._spread:
+            logits = logits[self._select(self._spread).to(logits.device)]
+            self._spread = []
+        return logits
+
+    def _select(self, rows: Sequence[int]) -> torch.Tensor:
+        """Go on with these rows, of which one may be there several times; returns their numbers as a tensor."""
+        index = torch.tensor(rows)
+        self._cache.batch_select_indices(index.to(self._model.device))
+        self._visible, self._position, self._keys = self._visible[index], self._position[index], self._keys[index]
+        return index
 
     def advance(self, kept: Sequence[int], chosen: torch.Tensor) -> None:
         """Go on with these rows only, and append each row's chosen token."""
         if len(kept) < len(self._position):
-            index = torch.tensor(kept)
-            self._cache.batch_select_indices(index.to(self._model.device))
-            self._visible, self._position, self._keys = self._visible[index], self._position[index], self._keys[index]
-            chosen = chosen[index.to(chosen.device)]
+            chosen = chosen[self._select(kept).to(chosen.device)]
         self._visible = torch.cat([self._visible, torch.ones(len(kept), 1, dtype=torch.bool)], 1)
         self._position = self._position + 1
         self._keys = torch.cat([self._keys, self._position[:, None]], 1)
@@ -162,7 +183,10 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
         ordered, index = probs.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p
         probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(outside, 0.0))
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    # The inverse of the distribution function: on CPUs faster than `torch.multinomial`.
+    below = probs.double().cumsum(-1)
+    drawn = torch.rand(len(probs), 1, dtype=below.dtype, device=below.device, generator=generator) * below[:, -1:]
+    return torch.searchsorted(below, drawn, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None, ends: frozenset[int]) -> str:

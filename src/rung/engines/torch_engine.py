@@ -35,6 +35,7 @@ from rung.engines.local import LocalModel
 from rung.engines.torch_decoding import (
     decode,
     generate_paged,
+    generator_of,
     paged_attention,
     preferred_dtype,
     side_by_side,
@@ -375,7 +376,8 @@ class _TorchSession:
             for wide in batches(lengths, first.sampling.max_tokens, 1, tokens=max_batch_tokens):
                 prompts = [self._waiting.pop(keys[i])[1] for i in wide]
                 rows = [RunningRow(keys[i], len(prompt)) for i, prompt in zip(wide, prompts, strict=True)]
-                running = steps(model, tokenizer, prompts, rows, first.sampling, first.constraint, None, live=True)
+                how = (first.sampling, first.constraint, None, True, generator_of(model, first.sampling))
+                running = steps(model, tokenizer, prompts, rows, *how)
                 self._batches.append(_Batch(first, list(rows), running))
 
     def _advance(self, batch: _Batch) -> list[Delta]:
