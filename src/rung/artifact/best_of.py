@@ -16,6 +16,7 @@ from rung.data.rows import Example
 from rung.data.texts import canonical
 from rung.engines.base import Engine, Generation, Sampling
 from rung.engines.opening import open_torch
+from rung.errors import ArtifactError
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import majority
@@ -61,6 +62,14 @@ class BestOf(Generate):
         if change in ("reasoning", "servers", "servers-without-scores") and self.samples > 1:
             return "the best of several answers is given, and this would write a single one"
         return super(BestOf, self).refuses(change)
+
+    def merged(self) -> Self:
+        """Drop a reward model that chooses no answer; its update is of the base model as it was."""
+        if self.reward is not None and self.samples > 1 and self.choose == "reward":
+            problem = "its reward model chooses the answers, and belongs to the base model without the tuned weights"
+            hint = "merge the artifact below `best-of-n`, or choose by `votes`"
+            raise ArtifactError("export-unsupported", problem, hint=hint)
+        return replace(self, reward=None)
 
     # ---- answering
 

@@ -312,6 +312,14 @@ class Decoder(ABC):
         """Explain why a change makes no sense with this decoder; empty if it does."""
         return self.refusals.get(change, "")
 
+    def merged(self) -> Self:
+        """Give the decoder of the artifact whose tuned weights are merged into its base model.
+
+        Raises:
+            ArtifactError: `export-unsupported`: it answers with weights that belong to the base model as it is.
+        """
+        return self
+
     def without_confidence(self) -> Self:
         """Drop the fitted confidence, which is valid only for the artifact that it was fitted with."""
         return self if self.confidence is None else self.with_confidence(None)

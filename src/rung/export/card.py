@@ -22,7 +22,7 @@ LIBRARIES = {"peft": "peft", "huggingface": "transformers", "openvino": "openvin
 RELATIONS = {"peft": "adapter", "huggingface": "finetune", "openvino": "finetune", "gguf": "finetune"}
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes
 # Curves are not settings, a path means nothing elsewhere, and the training data are stated without the text of a row.
-LEFT_OUT = {"losses", "evaluations", "continue_from", TRAINING_DATA}
+LEFT_OUT = {"losses", "evaluations", "measures", "continue_from", TRAINING_DATA}
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,12 +48,13 @@ def merge(
     For the other arguments and the errors see `export`.
     """
     tuned_weights(artifact)
+    decoder = artifact.decoder.merged()
     check_new(folder)
     model = folder.absolute() / "model"
     done = export(artifact, "huggingface", model, rows=rows, source=source, known=known, progress=progress)
     assert done.difference is not None
     settings = {"base": artifact.model, **asdict(done.difference)}
-    artifact.step("merge", settings, model=str(model), weights=BASE).save(model.parent / "artifact")
+    artifact.step("merge", settings, model=str(model), weights=BASE, decoder=decoder).save(model.parent / "artifact")
     return done.difference
 
 
