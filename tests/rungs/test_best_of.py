@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.rungs.trained import help_task, killed_and_resumed
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.best_of import BestOf, best_of
@@ -15,10 +16,10 @@ from rung.engines.base import Generation
 from rung.engines.opening import open_torch
 from rung.engines.torch_engine import TorchEngine
 from rung.errors import ArtifactError, ConfigError
+from rung.export.export import export, merge
 from rung.machine import this_machine
 from rung.rungs import DPO, BestOfN, LoRA, RewardModel
 from rung.task import Task
-from rung.training import loop
 
 QUICK = {"rank": 4, "epochs": 4, "learning_rate": 1e-2}
 
@@ -26,16 +27,7 @@ QUICK = {"rank": 4, "epochs": 4, "learning_rate": 1e-2}
 @pytest.fixture(scope="module")
 def polite_task(tiny_folder):
     """A task with text answers in which the better answer of every pair says "please"."""
-    rows = [{"q": f"question number {i}", "a": f"please wait {i % 4} days"} for i in range(40)]
-    pairs = [
-        {"q": f"{kind} {i}", "chosen": f"please wait {i % 4} days", "rejected": f"go away {i % 3}"}
-        for kind in ("question number", "another question")
-        for i in range(40)
-    ]
-    return Task(
-        name="help", instruction="Answer.", inputs=["q"], output={"kind": "text", "column": "a", "max_tokens": 8},
-        data={"train": rows, "preferences": pairs, "split": {"method": "holdout"}}, model=str(tiny_folder),
-    )  # fmt: skip
+    return help_task(tiny_folder, lambda i: f"please wait {i % 4} days", lambda i: f"go away {i % 3}")
 
 
 @pytest.fixture(scope="module")
@@ -93,35 +85,55 @@ def test_a_damaged_reward_model_is_not_loaded(rated, tmp_path):
         Artifact.load(folder)
 
 
-def test_a_killed_training_goes_on_and_ends_the_same(base, polite, monkeypatch):
+def test_a_killed_training_goes_on_and_ends_the_same(base, polite):
     rung = RewardModel(**QUICK | {"epochs": 1}, seed=5)
     whole = rung.fit(base, polite)
-    real = loop._Run._step
-
-    def dying(self, batch):
-        if self.result.steps == 3:
-            raise KeyboardInterrupt
-        real(self, batch)
-
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(loop._Run, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        rung.fit(base, polite)
-    monkeypatch.setattr(loop._Run, "_step", real)
-    monkeypatch.setattr(loop.Checkpoints, "save", lambda *_: None)
-    again = rung.fit(base, polite)
+    again = killed_and_resumed(lambda: rung.fit(base, polite), after=3)
     folders = [best_of(each.decoder).reward for each in (whole, again)]
     for name in ("reward_head.safetensors", "adapter_model.safetensors"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
-def test_it_starts_from_the_artifacts_own_adapter_and_keeps_it(base, polite):
-    tuned = LoRA(**QUICK | {"epochs": 1}).fit(base, polite)
-    rated = RewardModel(**QUICK | {"epochs": 1}).fit(tuned, polite)
-    assert rated.weights == tuned.weights
-    assert best_of(rated.decoder).reward != tuned.weights.adapter
-    assert DPO(**QUICK | {"epochs": 1}).fit(rated, polite).decoder == rated.decoder
+@pytest.fixture(scope="module")
+def tuned(base, polite):
+    return LoRA(**QUICK | {"epochs": 1}).fit(base, polite)
+
+
+@pytest.fixture(scope="module")
+def rated_tuned(tuned, polite):
+    return RewardModel(**QUICK | {"epochs": 1}).fit(tuned, polite)
+
+
+def test_it_starts_from_the_artifacts_own_adapter_and_keeps_it(polite, tuned, rated_tuned):
+    assert rated_tuned.weights == tuned.weights
+    assert best_of(rated_tuned.decoder).reward != tuned.weights.adapter
+    assert DPO(**QUICK | {"epochs": 1}).fit(rated_tuned, polite).decoder == rated_tuned.decoder
+
+
+def test_tuned_weights_are_exported_without_the_reward_model(rated_tuned, tuned, rated, polite, tmp_path):
+    export(BestOfN(samples=2).fit(rated_tuned, polite), "peft", tmp_path / "adapter")
+    names = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    written = (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert written == (tuned.weights.adapter / "adapter_model.safetensors").read_bytes()
+    card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert "by lora+reward-model+best-of-n with" in card
+    assert "- answer: best-of" in card
+    with pytest.raises(ArtifactError, match="nothing to merge"):
+        merge(rated, tmp_path / "none")
+
+
+def test_what_answers_without_the_reward_model_is_merged(rated_tuned, polite, tmp_path):
+    rows = polite.test[:3]
+    votes = BestOfN(samples=2, choose="votes").fit(rated_tuned, polite)
+    for number, artifact in enumerate((rated_tuned, votes)):
+        merge(artifact, tmp_path / f"{number}")
+        merged = Artifact.load(tmp_path / f"{number}" / "artifact")
+        assert merged.decoder == replace(artifact.decoder, reward=None)
+        assert [answer.text for answer in merged.answer(rows)] == [answer.text for answer in artifact.answer(rows)]
+    with pytest.raises(ArtifactError, match="its reward model chooses"):
+        merge(BestOfN(samples=2).fit(rated_tuned, polite), tmp_path / "chosen")
+    assert not (tmp_path / "chosen").exists()
 
 
 def generations(texts, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.rungs.trained import help_task, killed_and_resumed
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Preference
@@ -14,10 +15,9 @@ from rung.engines.opening import open_torch
 from rung.errors import ConfigError
 from rung.export.export import export, merge
 from rung.machine import this_machine
+from rung.progress import QUIET
 from rung.rungs import DPO, KTO, ORPO, Full, LoRA, SimPO, default_names
 from rung.rungs.preference import FEWEST
-from rung.task import Task
-from rung.training import loop
 
 QUICK = {"rank": 4, "epochs": 1, "learning_rate": 1e-2}
 WORDS = ("the card is on its way", "please call us", "no", "it takes three days", "we are sorry to hear that")
@@ -28,14 +28,7 @@ every_rung = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def judged_task(tiny_folder):
-    """A task with text answers: 40 rows, and pairs about these and other inputs."""
-    rows = [{"q": f"question number {i}", "a": WORDS[i % 5]} for i in range(40)]
-    pairs = [{"q": row["q"], "chosen": row["a"], "rejected": WORDS[(i + 1) % 5]} for i, row in enumerate(rows)]
-    pairs += [{"q": f"another question {i}", "chosen": WORDS[i % 5], "rejected": WORDS[(i + 2) % 5]} for i in range(30)]
-    return Task(
-        name="help", instruction="Answer.", inputs=["q"], output={"kind": "text", "column": "a", "max_tokens": 8},
-        data={"train": rows, "preferences": pairs, "split": {"method": "holdout"}}, model=str(tiny_folder),
-    )  # fmt: skip
+    return help_task(tiny_folder, lambda i: WORDS[i % 5], lambda i: WORDS[(i + 1) % 5])
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +75,10 @@ def test_it_learns_saves_and_loads(base, judged, rung, tmp_path):
 
 
 @pytest.mark.parametrize("rung", [DPO(**QUICK), KTO(**QUICK)], ids=lambda rung: rung.name)
-def test_a_killed_run_goes_on_and_ends_the_same(base, judged, rung, monkeypatch):
+def test_a_killed_run_goes_on_and_ends_the_same(base, judged, rung):
     rung = replace(rung, seed=7)
     whole = rung.fit(base, judged)
-    real = loop._Run._step
-
-    def dying(self, batch):
-        if self.result.steps == 3:
-            raise KeyboardInterrupt
-        real(self, batch)
-
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(loop._Run, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        rung.fit(base, judged)
-    monkeypatch.setattr(loop._Run, "_step", real)
-    monkeypatch.setattr(loop.Checkpoints, "save", lambda *_: None)
-    again = rung.fit(base, judged)
+    again = killed_and_resumed(lambda: rung.fit(base, judged), after=3)
     assert again.settings[rung.name]["losses"] == whole.settings[rung.name]["losses"]
     assert equal(again, whole)
 
@@ -134,7 +113,10 @@ def test_it_merges_and_exports(base, judged, tmp_path):
     wanted = [answer.text for answer in tuned.answer(rows)]
     assert [a.text for a in Artifact.load(tmp_path / "merged" / "artifact").answer(rows)] == wanted
     export(tuned, "peft", tmp_path / "adapter")
-    assert "dpo" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert "- method: dpo, " in card
+    assert "- answers_told_apart: " in card
+    assert "measures" not in card  # of every step
 
 
 def test_it_is_refused_without_preferences(base, judged):
@@ -192,7 +174,7 @@ def test_sampled_answers_become_pairs_by_the_tasks_metric(base, judged, monkeypa
 
     monkeypatch.setattr(TorchEngine, "generate", generate)
     rung = DPO(samples=3, temperature=0.7)
-    pairs = rung._sampled(base, open_torch(base.model), judged, loop.QUIET)
+    pairs = rung._sampled(base, open_torch(base.model), judged, QUIET)
     assert [(pair.chosen.outputs, pair.rejected.outputs) for pair in pairs] == [
         (row.outputs, ("no idea",)) for row in judged.train[1::2]
     ]

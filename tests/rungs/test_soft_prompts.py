@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.rendered import messages_of
+from tests.rungs.trained import killed_and_resumed
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.rendering import prompt_limit
@@ -12,7 +13,6 @@ from rung.errors import TrainingError
 from rung.machine import this_machine
 from rung.rungs import LoRA, PrefixTuning, PromptTuning, PTuning, build, get
 from rung.rungs.costs import sizes
-from rung.training import loop
 from rung.training.peft import peft, quiet_peft
 
 QUICK = {"virtual_tokens": 6, "epochs": 2, "batch_size": 16}
@@ -109,30 +109,10 @@ def test_a_prompt_starts_from_the_instruction(tiny_zero, data):
     assert caught.value.code == "tuning-unsupported"
 
 
-def test_a_killed_run_goes_on_with_other_virtual_ids(tiny_zero, data, monkeypatch):
+def test_a_killed_run_goes_on_with_other_virtual_ids(tiny_zero, data):
     rung = PromptTuning(**QUICK, seed=1)
     whole = rung.fit(tiny_zero, data)
-    real = loop._Run._step
-
-    def dying(self, batch):
-        if self.result.steps == 3:
-            raise KeyboardInterrupt
-        real(self, batch)
-
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(loop._Run, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        rung.fit(tiny_zero, data)
-    steps = []
-
-    def counted(self, batch):
-        steps.append(self.result.steps)
-        real(self, batch)
-
-    monkeypatch.setattr(loop._Run, "_step", counted)
-    again = rung.fit(tiny_zero, data)
-    assert steps[0] == 3
+    again = killed_and_resumed(lambda: rung.fit(tiny_zero, data), after=3)
     assert again.settings["prompt-tuning"]["losses"] == whole.settings["prompt-tuning"]["losses"]
     assert torch.equal(vectors(again), vectors(whole))
 
