@@ -25,6 +25,7 @@ from rung.training.preferences import AT_ONCE, token_logprobs
 
 Reward = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]  # of each answer; NaN if it cannot be scored
 STD = 1e-4  # added to standard deviations, as in the papers
+MEASURED = 4  # groups of a step on which the divergence is measured where it is no part of the loss
 EARLY = 0.1  # share of the steps that are compared with as many of the last ones
 SHRUNK, GROWN = 0.5, 2.0  # of distinct answers, and of lengths, from which the report warns
 
@@ -51,7 +52,7 @@ class Group(Completions):
 
     weights: tuple[float, ...] = ()  # of each answer's likelihood in the loss
     shares: tuple[float, ...] = ()  # of each answer's tokens in the mean divergence
-    reference: tuple[tuple[float, ...], ...] = ()  # log p_ref of their tokens
+    reference: tuple[tuple[float, ...], ...] = ()  # log p_ref of their tokens, where the divergence is measured
 
 
 def advantages(rewards: Sequence[float], kind: AdvantageName) -> list[float]:
@@ -122,7 +123,7 @@ class RewardLoss(StepLoss):
         advantage: how rewards become gradients.
         size: answers to each question.
         sampling: how they are sampled.
-        beta: weight of the divergence (k3: Schulman 2020), per token; it is measured anyway.
+        beta: weight of the divergence (k3: Schulman 2020), per token; at 0 it is measured on some groups of a step.
         seed: of the samples of all steps.
     """
 
@@ -215,28 +216,34 @@ class RewardLoss(StepLoss):
                 self.change.stepped(0, 0)
 
     def _with_reference(self, groups: Sequence[Group]) -> list[Group]:
-        made = []
+        made, count = [], len(groups) if self.beta else MEASURED
         model = self.engine.model
-        with self._as_it_was(), packed_layers(model):
-            for first in range(0, len(groups), AT_ONCE):
-                part = groups[first : first + AT_ONCE]
+        with self._as_it_was(), packed_layers(model), torch.no_grad():
+            for first in range(0, len(groups[:count]), AT_ONCE):
+                part = groups[first : min(first + AT_ONCE, count)]
                 values = iter(token_logprobs(model, part))
                 for group in part:
                     reference = tuple(tuple(next(values).tolist()) for _ in group.completions)
                     made.append(replace(group, reference=reference))
-        return made
+        return [*made, *groups[count:]]
 
     def __call__(self, part: Sequence[Group]) -> torch.Tensor:
         """Compute the loss of some groups."""
         logprobs = token_logprobs(self.engine.model, part)
-        weights = [(w, s, r) for g in part for w, s, r in zip(g.weights, g.shares, g.reference, strict=True)]
+        weights = [
+            (w, s, r)
+            for g in part
+            for w, s, r in zip(g.weights, g.shares, g.reference or [None] * len(g.weights), strict=True)
+        ]
         total = logprobs[0].sum() * 0
         for own, (weight, share, reference) in zip(logprobs, weights, strict=True):
-            behind = torch.tensor(reference, device=own.device) - own
-            divergence = torch.exp(behind) - behind - 1
-            self._divergence.append(float(divergence.detach().sum()))
             ratio = own.sum() - own.sum().detach() if self.advantage == "rloo" else own - own.detach()
-            total = total - weight * torch.exp(ratio).sum() + self.beta * share * divergence.sum()
+            total = total - weight * torch.exp(ratio).sum()
+            if reference is not None:
+                behind = torch.tensor(reference, device=own.device) - own
+                divergence = torch.exp(behind) - behind - 1
+                self._divergence.append(float(divergence.detach().sum()))
+                total = total + self.beta * share * divergence.sum()
         return total
 
     def measured(self) -> dict[str, float]:
