@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import count
+from threading import Lock
 
 import pytest
 import torch
+from tests.engines.fault_server import FaultServer, Reply
+from tests.rungs.trained import killed_and_resumed
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.best_of import BestOf
 from rung.artifact.text import Generate
 from rung.data.rows import Preference
+from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.torch_engine import TorchEngine
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, EngineError, MachineError
 from rung.machine import this_machine
+from rung.models.reference import resolve
 from rung.rungs import RL, RewardModel
 from rung.task import Task
-from rung.training import loop
 from rung.training.rewards import RewardLoss
 
 QUICK = {"rank": 4, "epochs": 2, "batch_size": 4, "group_size": 4, "learning_rate": 1e-2, "max_tokens": 3}
@@ -68,24 +73,69 @@ def test_it_learns_what_is_rewarded_and_goes_on_after_a_kill(asked, monkeypatch,
     assert len(record["measures"]) == len(record["losses"])
     assert {"reward", "length", "distinct", "entropy", "divergence", "equal_groups"} <= set(record["measures"][0])
     assert record["measures"][0]["divergence"] == pytest.approx(0, abs=1e-5)  # the reference is where it starts
-    steps = loop._Run._step
-
-    def dying(self, batch):
-        if self.result.steps == 2:
-            raise KeyboardInterrupt
-        steps(self, batch)
-
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(loop._Run, "_step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        rung.fit(zero, data)
-    monkeypatch.setattr(loop._Run, "_step", steps)
-    again = rung.fit(zero, data)
+    again = killed_and_resumed(lambda: rung.fit(zero, data), after=2)
     assert again.settings["rl"]["losses"] == record["losses"]
     assert all(torch.equal(tensors(again)[name], tensor) for name, tensor in tensors(whole).items())
     loaded = Artifact.load(whole.save(tmp_path / "artifact"))
     assert [a.text for a in loaded.answer(data.test)] == [a.text for a in whole.answer(data.test)]
+
+
+class AdapterServer(FaultServer):
+    """A vLLM server that reads adapters from their folders; of every fourth answer it gives other probabilities."""
+
+    def __init__(self, model):
+        self.engine, self.adapters, self.answered = TorchEngine(resolve(model)), {}, count()
+        self.gives_tokens, self.one = True, Lock()
+        super().__init__()
+
+    def _default(self, path, body):
+        if path == "/v1/load_lora_adapter":
+            self.adapters[body["lora_name"]] = body["lora_path"]
+        elif path == "/v1/unload_lora_adapter":
+            del self.adapters[body["lora_name"]]
+        elif path == "/v1/completions":
+            assert body["return_token_ids"]
+            with self.one:
+                number, adapter = next(self.answered), self.adapters[body["model"]]
+                sampling = Sampling(body["max_tokens"], body["temperature"], seed=number)
+                request = GenerateRequest(tuple(body["prompt"]), sampling, None, adapter, logprobs=True)
+                (made,) = self.engine.generate([request])
+            logprobs = {"token_logprobs": [value - 2 * (number % 4 == 0) for value in made.logprobs]}
+            tokens = {"token_ids": made.tokens} if self.gives_tokens else {}
+            return Reply({"choices": [{"text": made.text, "finish_reason": "stop", "logprobs": logprobs, **tokens}]})
+        return Reply(b"Success", kind="text/plain")
+
+
+@pytest.fixture
+def server(asked):
+    server = AdapterServer(asked[1].model)
+    yield server
+    server.close()
+
+
+def test_a_server_can_sample_with_an_adapter_of_each_step(asked, server, monkeypatch):
+    data, zero = asked
+    monkeypatch.setattr(RewardLoss, "reward", lambda self, rows, texts: [float(i % 2) for i in range(len(texts))])
+    rung = RL(**QUICK, patience=None, rollout_model=server.reference)
+    record = rung.fit(zero, data).settings["rl"]
+    calls = [(path.rsplit("/", 1)[1], body) for path, body, _ in server.asked if "lora" in path]
+    loads, unloads = ([body["lora_name"] for name, body in calls if name.startswith(kind)] for kind in ("load", "unl"))
+    assert [name for name, _ in calls] == ["load_lora_adapter", "unload_lora_adapter"] * len(record["losses"])
+    assert loads == unloads
+    assert len(set(loads)) == len(loads) > 3
+    assert {body["temperature"] for body in server.bodies("/v1/completions")} == {1.0}
+    # What the server sampled is as likely here, with the weights of each step; the others are left out.
+    assert [measured["off_policy"] for measured in record["measures"]] == [0.25] * len(loads)
+    assert [measured["unscorable"] for measured in record["measures"]] == [0.25] * len(loads)
+    assert "LoRA adapter" in replace(rung, temperature=0.5).applies(zero, data).reason
+
+
+def test_a_server_that_gives_no_tokens_cannot_sample(asked, server):
+    data, zero = asked
+    server.gives_tokens = False
+    with pytest.raises(EngineError, match="without their tokens"):
+        RL(**QUICK, patience=None, rollout_model=server.reference).fit(zero, data)
+    assert server.asked[-1][0] == "/v1/unload_lora_adapter"
 
 
 def test_rewards_are_named_parts_with_weights(asked, monkeypatch, tmp_path):

@@ -166,7 +166,7 @@ class ApiEngine:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if request.logprobs:
-            body["logprobs"] = 1 if tokens else True
+            body |= {"logprobs": 1, "return_token_ids": True} if tokens else {"logprobs": True}
         return body
 
     def _chat_fields(self, prompt: Any) -> dict[str, Any]:
@@ -184,8 +184,9 @@ class ApiEngine:
         used = usage(answer) or Usage(estimate(request.prompt), estimate_text(text))
         text = constrained_answer(text, request.constraint, self.options.constraints, finish, self.endpoint.base_url)
         logprobs = self._logprobs(choice) if request.logprobs else ()
-        tokens = used.prompt_tokens, used.completion_tokens
-        return Generation(text, *tokens, finish, 0.0, logprobs, used.cached_tokens, thought)
+        tokens = tuple(choice.get("token_ids") or ()) if request.logprobs else ()
+        counts = used.prompt_tokens, used.completion_tokens
+        return Generation(text, *counts, finish, 0.0, logprobs, used.cached_tokens, thought, tokens)
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
         logprobs = choice.get("logprobs") or {}
@@ -294,6 +295,12 @@ class ApiEngine:
                 self._load(name, path)
                 self._adapters[folder] = name
             return self._adapters[folder]
+
+    def unload_adapter(self, folder: str) -> None:
+        """Have the server forget an adapter that was loaded from this folder, if it was."""
+        with self._loading:
+            if (name := self._adapters.pop(folder, None)) is not None:
+                self._transport.send("/unload_lora_adapter", {"lora_name": name})
 
     def _load(self, name: str, path: Path) -> None:
         try:

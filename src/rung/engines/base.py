@@ -57,7 +57,7 @@ class GenerateRequest:
 class Generation:
     """One completion. `logprobs` has one value per completion token, where the request asked for them.
 
-    Then the torch engine also gives the `tokens`, the end token included.
+    Then the torch engine also gives the `tokens`, the end token included, as vLLM does for prompts of tokens.
 
     A text that was cut ends with a whole character: half of one, which its last token may be, is left out. `seconds` is
     its share of the time in which all requests of the call were answered, not how long it took alone.

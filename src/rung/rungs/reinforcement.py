@@ -76,6 +76,8 @@ class RL(FurtherTuning):
         judge_model: the model of the reward `judge`.
         beta: weight of the divergence from the artifact as it was; it is measured also at 0.
         max_tokens: longest sampled answer; by default that of the artifact. One that is cut has no reward.
+        rollout_model: a vLLM server that samples the answers, as `http://HOST/v1#MODEL`, with the same base model and
+            this machine's files; by default, torch samples them. Not run on hardware.
     """
 
     needs = ("training", "one prompt", "open weights", "training rows")
@@ -89,6 +91,7 @@ class RL(FurtherTuning):
     judge_model: str | None = None
     beta: NonNegative = 0.0
     max_tokens: Count | None = None
+    rollout_model: str | None = None
     learning_rate: Rate = 1e-4
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
@@ -109,6 +112,8 @@ class RL(FurtherTuning):
             return skip("the reward `judge` and the setting `judge_model` go together", final=True)
         if not self.rewards:
             return skip("`rewards` names none", final=True)
+        if self.rollout_model is not None and (self.full or self.temperature != 1):
+            return skip("`rollout_model` samples with a LoRA adapter, at `temperature: 1.0`", final=True)
         return super().suits(artifact, data)
 
     def training_rows(
@@ -131,14 +136,18 @@ class RL(FurtherTuning):
     def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss, Evaluate | None]:
         """The rewards; other metrics are measured besides, and the task's own decides when to stop."""
         del progress
-        from rung.training.rewards import RewardLoss
+        from rung.engines.api import ApiEngine
+        from rung.training.rewards import RewardLoss, ServedRollouts
 
+        served = None
+        if self.rollout_model is not None:
+            served = ServedRollouts(ApiEngine(self.rollout_model), run.change, run.engine.base_fingerprint)
         shape, folder = run.artifact.signature, run.data.folder
         unseen = {metric.name: _by(metric) for metric in unseen_metrics(shape, self._metrics(shape))}
         loss = RewardLoss(
             run.engine, run.change, LIVE, {name: self._reward(name, run, folder) for name in self.rewards},
             self.rewards, unseen, self.advantage, self.group_size,
-            Sampling(self._longest(run.artifact), self.temperature), self.beta, self.seed,
+            Sampling(self._longest(run.artifact), self.temperature), self.beta, self.seed, served,
         )  # fmt: skip
         return run.rows, loss, self.metric_of(run) if run.held_out else None
 

@@ -7,26 +7,31 @@ and nothing is clipped.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rung.data.rows import Example
+from rung.engines.api import ApiEngine
 from rung.engines.base import GenerateRequest, Generation, Sampling
 from rung.engines.torch_engine import TorchEngine
+from rung.errors import EngineError
 from rung.training.changes import Change
 from rung.training.config import AdvantageName
 from rung.training.examples import Completions
 from rung.training.loss import StepLoss, packed_layers
-from rung.training.preferences import AT_ONCE, token_logprobs
+from rung.training.preferences import AT_ONCE, sequence_logprobs, token_logprobs
 
 Reward = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]  # of each answer; NaN if it cannot be scored
 STD = 1e-4  # added to standard deviations, as in the papers
 MEASURED = 4  # groups of a step on which the divergence is measured where it is no part of the loss
 EARLY = 0.1  # share of the steps that are compared with as many of the last ones
+FARTHEST = math.log(3.0)  # that a served answer's log-probability may be from ours, for an answer to be learned from
 SHRUNK, GROWN = 0.5, 2.0  # of distinct answers, and of lengths, from which the report warns
 
 
@@ -110,6 +115,40 @@ def _length(kind: AdvantageName, own: int, longest: int, mean: float) -> float:
     return {"rloo": 1.0, "grpo": own, "dr_grpo": longest, "dapo": mean}[kind]
 
 
+# ---- answers from a vLLM server; tested against a server that records what it is asked, not run on hardware
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRollouts:
+    """Answers sampled by a server, which gets the adapter as it is before each step, under a new name.
+
+    A server that loads other weights under a known name goes on with that adapter's cached prefixes. `load_adapter`
+    names an adapter by its content, so every step has a name of its own; the name before it is unloaded.
+    """
+
+    server: ApiEngine
+    change: Change
+    fingerprint: str  # of the base model
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Complete every request with the change as it is.
+
+        Raises:
+            EngineError: `adapter-unsupported`, `endpoint-...`; `scoring-unsupported`: it gives no tokens.
+        """
+        with tempfile.TemporaryDirectory(prefix="rung-rollout-") as folder:
+            self.change.write(Path(folder), self.fingerprint)
+            try:
+                done = self.server.generate([replace(request, adapter=folder) for request in requests])
+            finally:
+                self.server.unload_adapter(folder)
+        if any(len(each.tokens) != len(each.logprobs) for each in done):
+            problem = f"{self.server.endpoint.base_url} gave answers without their tokens"
+            hint = "`rollout_model` needs vLLM 0.10.2 or later (`return_token_ids`)"
+            raise EngineError("scoring-unsupported", problem, hint=hint)
+        return done
+
+
 @dataclass
 class RewardLoss(StepLoss):
     """The policy gradient of sampled answers, with a divergence from the reference.
@@ -125,6 +164,7 @@ class RewardLoss(StepLoss):
         sampling: how they are sampled.
         beta: weight of the divergence (k3: Schulman 2020), per token; at 0 it is measured on some groups of a step.
         seed: of the samples of all steps.
+        served: samples the answers in place of `engine`.
     """
 
     engine: TorchEngine
@@ -138,6 +178,7 @@ class RewardLoss(StepLoss):
     sampling: Sampling
     beta: float
     seed: int
+    served: ServedRollouts | None = None
 
     def __post_init__(self) -> None:
         self._start = {name: p.detach().clone() for name, p in self.change.parameters().items()}
@@ -164,7 +205,7 @@ class RewardLoss(StepLoss):
             for row in rows
             for _ in range(self.size)
         ]
-        done = self.engine.generate(requests)
+        done = (self.served or self.engine).generate(requests)
         asked = [row.example for row in rows for _ in range(self.size)]
         texts = [each.text.strip() for each in done]
         # An answer that was cut is a wrong one: it lacks its end.
@@ -172,13 +213,26 @@ class RewardLoss(StepLoss):
             value if each.finish_reason == "stop" else 0.0
             for value, each in zip(self.reward(asked, texts), done, strict=True)
         ]
+        strange = self._strange(rows, done) if self.served is not None else set[int]()
+        rewards = [math.nan if i in strange else value for i, value in enumerate(rewards)]
         self._measure(rewards, done, texts, asked)
+        if self.served is not None:
+            self._measures["off_policy"] = len(strange) / len(done)
         groups, equal = grouped(
             rows, [[each.tokens for each in part] for part in self._by_row(done)], self._by_row(rewards),
             self.advantage, sampling.max_tokens, keep_equal=self.beta > 0,
         )  # fmt: skip
         self._measures["equal_groups"] = equal / len(rows)
         return self._with_reference(groups)
+
+    def _strange(self, rows: Sequence[Question], done: Sequence[Generation]) -> set[int]:
+        """The numbers of answers that the server samples from clearly other probabilities than ours."""
+        answers = self._by_row([each.tokens for each in done])
+        asked = [Completions(row.prompt, tuple(part), row.source) for row, part in zip(rows, answers, strict=True)]
+        self.change.enable()
+        own = [value for values in sequence_logprobs(self.engine.model, asked) for value in values]
+        pairs = zip(own, done, strict=True)
+        return {i for i, (value, each) in enumerate(pairs) if abs(value - sum(each.logprobs)) > FARTHEST}
 
     def _by_row(self, values: Sequence[Any]) -> list[Sequence[Any]]:
         return [values[i : i + self.size] for i in range(0, len(values), self.size)]
