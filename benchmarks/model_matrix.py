@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from importlib.metadata import version
@@ -378,7 +379,7 @@ class Family:
         """Greedy texts of the fp32 export."""
         from rung.engines.base import GenerateRequest, Sampling
         from rung.engines.openvino import OpenVinoEngine
-        from rung.engines.openvino_export import export, folder_of
+        from rung.engines.openvino_export import TOO_NEW, export, exported, folder_of
         from rung.errors import EngineError
         from rung.models.reference import resolve
 
@@ -388,8 +389,11 @@ class Family:
         try:
             export(files.folder, target, "causal", "fp32")  # here, as its own process would import everything again
         except Exception as error:  # of any kind: its process ends, and Rung's error says so
-            last = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
-            raise EngineError("export-failed", f"cannot be exported: {last[:200]}") from error
+            if TOO_NEW not in str(error):
+                last = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
+                raise EngineError("export-failed", f"cannot be exported: {last[:200]}") from error
+            shutil.rmtree(target)
+            exported(files, "causal", "fp32")  # in a process of its own, with older libraries where they help
         engine = OpenVinoEngine(files, precision="fp32")
         answers = engine.generate([GenerateRequest(row.prompt, Sampling(max_tokens=8)) for row in self.rows])
         return self._same_texts([answer.text for answer in answers])
@@ -436,6 +440,8 @@ def run_family(name: str, columns: list[str]) -> dict[str, str]:
 
 def in_process(name: str, columns: list[str]) -> dict[str, str]:
     """The cells of one family, from a process of its own: a fork of this one, which has imported the libraries."""
+    from rung.models.cache import cache_dir
+
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -443,7 +449,10 @@ def in_process(name: str, columns: list[str]) -> dict[str, str]:
         os.environ["RUNG_CACHE"] = cache
         sender.send(json.dumps(run_family(name, columns)))
 
+    libraries = cache_dir() / "export-libraries"  # of all families, downloaded once
+    libraries.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache:
+        (Path(cache) / "export-libraries").symlink_to(libraries)
         process = context.Process(target=work)
         process.start()
         sender.close()

@@ -2,12 +2,15 @@ import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.text import Generate
 from rung.engines import opening as engine_choice
 from rung.engines.opening import UNMEASURED, Choice, choose, explain, judge, known, settled
+from rung.errors import EngineError
 from rung.models.reference import resolve
+from rung.progress import QUIET
 
 
 def test_the_faster_one_is_chosen_if_its_text_can_be_trusted():
@@ -33,6 +36,21 @@ def test_nothing_is_measured_without_openvino(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino_genai" else found(name))
     assert choose(resolve("embedded")) == Choice("torch", "openvino-genai is not installed")
+
+
+@pytest.mark.parametrize("code", ["export-unsupported", "export-failed"])
+def test_torch_runs_what_openvino_cannot_export_and_a_failure_is_none(monkeypatch, code):
+    def refuse(*_, **__):
+        raise EngineError(code, "cannot be exported")
+
+    monkeypatch.setattr(engine_choice, "open_openvino", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if code == "export-failed":  # such as a full disk: it may have room tomorrow
+        with pytest.raises(EngineError):
+            engine_choice._measured(resolve("embedded"), QUIET)
+        return
+    choice = engine_choice._measured(resolve("embedded"), QUIET)
+    assert choice == Choice("torch", "OpenVINO's exporter does not know LlamaForCausalLM")
 
 
 def test_it_is_explained_without_measuring(monkeypatch):

@@ -1,5 +1,7 @@
+import copy
 import json
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +134,83 @@ def test_a_budget_that_ends_during_an_export_ends_the_export(tiny, tmp_path, mon
     assert budget.limited
     assert started[0].returncode == -signal.SIGKILL
     assert list((tmp_path / "cache" / "openvino").iterdir()) == []  # nothing that looks like an export
+
+
+# ---- older libraries
+
+GEMMA = {"rope_theta": 5e5, "rope_local_base_freq": 2e4, "layer_types": ["sliding_attention", "full_attention"]}
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [
+        ("Gemma3Text", {"num_hidden_layers": 2, **GEMMA}),
+        ("Qwen3", {"rope_theta": 3e5, "rope_scaling": SCALED}),
+        ("Qwen3", {"rope_theta": 3e5, "rope_scaling": None}),
+    ],
+)
+def test_older_libraries_get_the_keys_that_version_4_wrote(kind, written):
+    import transformers
+
+    # Version 5 reads the keys of version 4, and writes its own.
+    newer = getattr(transformers, f"{kind}Config")(**copy.deepcopy(written)).to_dict()
+    assert "rope_theta" not in newer
+    older = openvino_export.older_config(newer)
+    assert {key: older[key] for key in written} == written
+
+
+@pytest.fixture
+def gemma(tmp_path, monkeypatch):
+    """A folder of a model of which only config.json is read, in a cache of its own; its export is refused."""
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    refusal = f"ValueError: The current version of Transformers {openvino_export.TOO_NEW}. Maximum required is 5.0"
+    monkeypatch.setattr(openvino_export, "_run", lambda *_: (1, refusal))
+    folder = tmp_path / "gemma"
+    folder.mkdir()
+
+    def export(model_type):
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with pytest.raises(EngineError) as failed:
+            openvino_export.export_folder(folder, tmp_path / "out", "tiny", "causal", "int8")
+        return failed.value
+
+    return export
+
+
+def test_an_architecture_that_needs_older_libraries_names_them_offline(gemma, monkeypatch):
+    monkeypatch.setenv("RUNG_OFFLINE", "1")
+    error = gemma("gemma2")
+    assert error.code == "export-failed"  # the network may be there at the next attempt
+    assert "transformers 4.57.6 and huggingface-hub 0.36.0 (13 MB)" in error.message
+    assert "rung models pull MODEL --openvino" in error.hint
+
+
+def test_a_failed_download_of_older_libraries_leaves_nothing(gemma, tmp_path, monkeypatch):
+    for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    error = gemma("gemma2")
+    assert error.code == "export-failed"
+    assert "its download failed" in error.message
+    assert list((tmp_path / "cache" / "export-libraries").iterdir()) == []
+
+
+def test_an_architecture_that_no_version_exports_is_told_from_a_failure(gemma):
+    assert gemma("llama4_text").code == "export-unsupported"
+
+
+def test_a_graph_that_is_not_the_model_is_refused(tmp_path):
+    files = resolve("embedded")
+    graph = exported(files, "causal", "int8")
+    for name in (openvino_export.GRAPH, "openvino_model.bin"):
+        (tmp_path / name).symlink_to(graph / name)
+    openvino_export.finish(files.folder, tmp_path, "int8")
+    assert (tmp_path / "openvino_tokenizer.xml").exists()
+    other = tmp_path / "other"  # as a library that reads another key of config.json would see it
+    shutil.copytree(files.folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] /= 10
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match="differs from the model"):
+        openvino_export.finish(other, tmp_path, "int8")

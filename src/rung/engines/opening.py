@@ -301,7 +301,12 @@ def _measured(files: ModelFiles, progress: Progress) -> Choice:
     torch = open_torch(files.reference)
     if torch.info.device == "cuda":
         return Choice("torch", "a CUDA device is available")
-    fast = open_openvino(files.reference, "int8", progress=progress)
+    try:
+        fast = open_openvino(files.reference, "int8", progress=progress)
+    except EngineError as error:
+        if error.code != "export-unsupported":  # memory, disk or network may be there at the next attempt
+            raise
+        return Choice("torch", f"OpenVINO's exporter does not know {files.architecture}")
     progress.start("measuring torch and OpenVINO")
     speedup = _tokens_per_second(fast, progress) / _tokens_per_second(torch, progress)
     choice = judge(speedup, *_difference(fast, torch, progress))
@@ -350,7 +355,7 @@ def machine_id() -> str:
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     figures = [field.name for field in fields(Choice)]
-    libraries = [_version("openvino-genai"), _version("torch"), openvino.PROPERTIES]
+    libraries = [*map(_version, ("openvino-genai", "optimum-intel", "torch")), openvino.PROPERTIES]
     facts = [figures, processor, len(own_cores()), gpus, *libraries]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

@@ -2,6 +2,9 @@
 
 The process imports torch, transformers, optimum-intel and nncf, which takes seconds and prints a lot; the caller needs
 none of them. It is `python -m rung.engines.openvino_export SOURCE TARGET KIND PRECISION`.
+
+optimum-intel exports some architectures only with older versions of transformers. Then the process gets those versions
+before the installed ones, and a second process compares the exported graph with the installed transformers.
 """
 
 from __future__ import annotations
@@ -10,19 +13,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rung.errors import EngineError
 from rung.machine import peak_memory_of_children
-from rung.models.cache import cache_dir, publish, recall, remember
+from rung.models.cache import cache_dir, offline, publish, recall, remember
+from rung.models.embedded import installer
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
 ExportKind = Literal["causal", "encoder"]  # a language model with its cache as a state of the graph; hidden states
+Step = Literal["causal", "encoder", "graph", "finish"]  # what a process does: `causal` in one, or in the last two
 ExportPrecision = Literal["int8", "fp32"]  # of the weights; int8 is symmetric per channel, without calibration data
 
 MODULE = "rung.engines.openvino_export"
@@ -45,7 +52,8 @@ def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *,
     other; a killed one leaves nothing that looks complete.
 
     Raises:
-        EngineError: `missing-extra` where a package is not installed, `export-failed` where the export fails.
+        EngineError: `missing-extra` where a package is not installed, `export-unsupported` where optimum-intel does not
+            know the architecture, `export-failed` where the export fails.
     """
     folder = folder_of(files, kind, precision)
     if folder.exists():
@@ -64,25 +72,42 @@ def export_folder(
     """Export the model `name` in one folder to another, existing one; see `exported`.
 
     Raises:
-        EngineError: `missing-extra` or `export-failed`.
+        EngineError: `missing-extra`, `export-unsupported` or `export-failed`.
     """
     if (missing := missing_package()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
     weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     progress.start(f"exporting {name} to OpenVINO ({precision}), once{_expected(weights, precision)}")
     began = time.monotonic()
-    # -P: modules in the user's working directory must not replace ours. Rung itself may run from a source tree.
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]
-    code, said = _run(command, environment, progress)
+    code, said = _process(source, target, kind, precision, progress)
+    if code != 0 and TOO_NEW in said and kind == "causal" and (older := _older(source)) is not None:
+        folder = _fetched(older, progress)
+        progress.start(f"exporting {name} to OpenVINO ({precision}) with {older.names}, once")
+        code, said = _export_with(folder, source, target, precision, progress)
     _remember(weights, precision, time.monotonic() - began)
     if code != 0 or not (target / GRAPH).exists():
         log = [line for line in said.splitlines() if line.strip()][-LOG_LINES:]
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {code}'}"
-        raise EngineError("export-failed", problem, hint="run the model with torch instead: --engine torch")
+        known = "export-unsupported" if NO_RECIPE in said or TOO_NEW in said else "export-failed"
+        raise EngineError(known, problem, hint="run the model with torch instead: --engine torch")
     progress.finish()
+
+
+def _process(
+    source: Path,
+    target: Path,
+    step: Step,
+    precision: ExportPrecision,
+    progress: Progress,
+    libraries: Path | None = None,
+) -> tuple[int, str]:
+    """Run a step in a process; its exit code and what it wrote to stderr."""
+    # -P: modules in the user's working directory must not replace ours. Rung itself may run from a source tree.
+    parts = (str(libraries or ""), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+    path = os.pathsep.join(filter(None, parts))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), step, precision]
+    return _run(command, environment, progress)
 
 
 def _run(command: list[str], environment: Mapping[str, str], progress: Progress) -> tuple[int, str]:
@@ -100,6 +125,143 @@ def _run(command: list[str], environment: Mapping[str, str], progress: Progress)
         except BaseException:
             process.kill()
             raise
+
+
+# ---- older versions of transformers, for architectures that optimum-intel exports with those alone
+#
+# A few wheels in a folder of the cache, which the exporting process reads before the installed packages; torch and
+# everything else are the installed ones. Older versions read other keys of config.json, so they get a copy with both.
+# What a key means may still differ: the exported graph is compared with the installed transformers before it is used.
+
+TOO_NEW = "does not allow for the export of the model"  # optimum-intel, of the version of transformers
+NO_RECIPE = "custom or unsupported architecture"  # optimum-intel, of an architecture that it never exports
+COMPARED_TOKENS = 96  # of one text
+MAX_EXPORT_DIFF: Mapping[str, float] = {"int8": 0.5, "fp32": 0.01}  # of log-probabilities, mean, in nats
+
+
+@dataclass(frozen=True, slots=True)
+class Libraries:
+    """Packages of the package index, with the hashes of their wheels."""
+
+    requirements: tuple[str, ...]
+    megabytes: int  # to download
+
+    @property
+    def names(self) -> str:
+        """Package and version of each."""
+        return " and ".join(line.split()[0].replace("==", " ") for line in self.requirements)
+
+
+VERSION_4 = Libraries((
+    "transformers==4.57.6 --hash=sha256:4c9e9de11333ddfe5114bc872c9f370509198acf0b87a832a0ab9458e2bd0550",
+    "huggingface-hub==0.36.0 --hash=sha256:7bcc9ad17d5b3f07b57c78e79d527102d08313caa278a641993acddcb894548d",
+), 13)  # fmt: skip
+VERSION_5_2 = Libraries(
+    ("transformers==5.2.0 --hash=sha256:9ecaf243dc45bee11a7d93f8caf03746accc0cb069181bbf4ad8566c53e854b4",), 10
+)
+# By `model_type`: those whose export is exact in the table of families (benchmarks/model_matrix.py), and no others.
+OLDER = {
+    "exaone4": VERSION_4, "gemma2": VERSION_4, "gemma3_text": VERSION_4, "lfm2": VERSION_4, "qwen3_next": VERSION_4,
+    "qwen3_5_text": VERSION_5_2,
+}  # fmt: skip
+
+
+def _older(source: Path) -> Libraries | None:
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    return OLDER.get(config.get("model_type"))
+
+
+def _export_with(
+    folder: Path, source: Path, target: Path, precision: ExportPrecision, progress: Progress
+) -> tuple[int, str]:
+    """Export with the libraries in a folder, then write the tokenizer and compare with the installed ones."""
+    with tempfile.TemporaryDirectory(prefix="rung-export-") as scratch:
+        for file in source.iterdir():
+            if file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", "generation_config.json"):
+                (Path(scratch) / file.name).symlink_to(file.resolve())
+        config = older_config(json.loads((source / "config.json").read_text("utf-8")))
+        (Path(scratch) / "config.json").write_text(json.dumps(config), "utf-8")
+        code, said = _process(Path(scratch), target, "graph", precision, progress, folder)
+    if code == 0:
+        code, said = _process(source, target, "finish", precision, progress)
+    return code, said
+
+
+def older_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json that transformers 4 reads as version 5 reads the given one: `rope_parameters` in its old keys."""
+    rope = config.get("rope_parameters") or {}
+    local = rope.get("sliding_attention")
+    rope = rope.get("full_attention", rope)
+    values = dict(config)
+    if "rope_theta" in rope:
+        values["rope_theta"] = rope["rope_theta"]
+        scaled = rope.get("rope_type", "default") != "default"
+        values["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"} if scaled else None
+    if "partial_rotary_factor" in rope:
+        values["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if local:
+        values["rope_local_base_freq"] = local["rope_theta"]
+    return values
+
+
+def _fetched(older: Libraries, progress: Progress) -> Path:
+    """The folder of the packages, downloaded at the first call.
+
+    Raises:
+        EngineError: `export-failed` without the network, or where the download fails.
+    """
+    folder = cache_dir() / "export-libraries" / older.names.replace(" ", "-")
+    if folder.exists():
+        return folder
+    what = f"exporting this architecture needs {older.names} ({older.megabytes} MB) beside the installed version"
+    if offline():
+        hint = "unset RUNG_OFFLINE and HF_HUB_OFFLINE for `rung models pull MODEL --openvino`, or use `--engine torch`"
+        raise EngineError("export-failed", f"{what}, and the network is switched off", hint=hint)
+    progress.start(f"{what}: downloading it once")
+
+    def install(target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="rung-export-") as scratch:
+            wanted = Path(scratch) / "requirements.txt"
+            wanted.write_text("\n".join(older.requirements), "utf-8")
+            code, said = _run([*installer(target), "--require-hashes", "-r", str(wanted)], os.environ, progress)
+        if code != 0:
+            log = said.strip().splitlines()
+            problem = f"{what}; its download failed: {log[-1] if log else f'exit code {code}'}"
+            raise EngineError("export-failed", problem, hint="check the network, or use `--engine torch`")
+
+    publish(folder, install, progress)
+    progress.finish()
+    return folder
+
+
+def finish(source: Path, target: Path, precision: ExportPrecision) -> None:
+    """Write the tokenizer of an export, and compare its graph with the model in the installed transformers."""
+    import numpy as np
+    import openvino
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _export_tokenizer(source, target)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    tokens = np.random.default_rng(0).integers(0, model.get_input_embeddings().weight.shape[0], (1, COMPARED_TOKENS))
+    with torch.inference_mode():
+        expected = torch.log_softmax(model(input_ids=torch.from_numpy(tokens)).logits[0], -1).numpy()
+    graph = openvino.Core().compile_model(target / GRAPH, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    inputs = {
+        "input_ids": tokens, "attention_mask": np.ones_like(tokens),
+        "position_ids": np.arange(COMPARED_TOKENS)[None], "beam_idx": np.zeros(1, np.int32),
+    }  # fmt: skip
+    names = {port.get_any_name() for port in graph.inputs}
+    logits = torch.from_numpy(graph({name: inputs[name] for name in names})["logits"])
+    best = expected.argmax(-1)[:, None]
+    found = torch.log_softmax(logits[0].float(), -1).numpy()
+    difference = float(np.abs(np.take_along_axis(found - expected, best, 1)).mean())
+    if difference > MAX_EXPORT_DIFF[precision]:
+        raise SystemExit(
+            f"the exported graph differs from the model: log-probabilities are {difference:.3f} nats apart"
+        )
 
 
 # What an export took, by the bytes of the model's weights: seconds, and the peak of its process's memory.
@@ -133,18 +295,21 @@ def missing_package() -> str | None:
     return None
 
 
-def export(source: Path, target: Path, kind: ExportKind, precision: ExportPrecision) -> None:
-    """Export in this process."""
+def export(source: Path, target: Path, step: Step, precision: ExportPrecision) -> None:
+    """Take one step of an export in this process."""
+    if step == "finish":
+        finish(source, target, precision)
+        return
     from optimum.intel import OVModelForCausalLM, OVModelForFeatureExtraction, OVWeightQuantizationConfig
 
-    model_class = OVModelForCausalLM if kind == "causal" else OVModelForFeatureExtraction
+    model_class = OVModelForFeatureExtraction if step == "encoder" else OVModelForCausalLM
     weights = {"quantization_config": OVWeightQuantizationConfig(bits=8)} if precision == "int8" else {}
     model = model_class.from_pretrained(
         source, export=True, compile=False, load_in_8bit=None if weights else False, local_files_only=True,
         trust_remote_code=False, **weights,
     )  # fmt: skip
     model.save_pretrained(target)
-    if kind == "causal":
+    if step == "causal":
         _export_tokenizer(source, target)
 
 
@@ -162,11 +327,11 @@ def _export_tokenizer(source: Path, target: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run `export` with the words of the command line."""
-    source, target, kind, precision = arguments
-    if kind not in get_args(ExportKind) or precision not in get_args(ExportPrecision):
-        kinds, precisions = "|".join(get_args(ExportKind)), "|".join(get_args(ExportPrecision))
-        raise SystemExit(f"usage: {MODULE} SOURCE TARGET {kinds} {precisions}")
-    export(Path(source), Path(target), kind, precision)  # type: ignore[arg-type]
+    source, target, step, precision = arguments
+    if step not in get_args(Step) or precision not in get_args(ExportPrecision):
+        steps, precisions = "|".join(get_args(Step)), "|".join(get_args(ExportPrecision))
+        raise SystemExit(f"usage: {MODULE} SOURCE TARGET {steps} {precisions}")
+    export(Path(source), Path(target), step, precision)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

