@@ -22,6 +22,10 @@ BASE = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 44,
+    "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0],
+}  # fmt: skip
 FAMILIES = {  # name: configuration, its settings, whether rows run apart
     "llama": ("LlamaConfig", {}, False),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8}, False),
@@ -32,6 +36,11 @@ FAMILIES = {  # name: configuration, its settings, whether rows run apart
         {"num_local_experts": 0, "shared_intermediate_size": 48, "layer_types": ["mamba", "attention"] * 2,
          "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16},
         True,
+    ),
+    "phi-moe": ("PhimoeConfig", {"num_local_experts": 4, "sliding_window": 16}, False),
+    "phi3-longrope": (
+        "Phi3Config",
+        {"sliding_window": None, "original_max_position_embeddings": 44, "rope_parameters": LONGROPE}, False,
     ),
     "gpt-oss": (
         "GptOssConfig",

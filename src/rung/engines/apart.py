@@ -9,6 +9,7 @@ plain forward runs apart.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,12 +34,25 @@ _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by decoder: also f
 _CACHED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether a step with the model's cache is exact
 
 
-def runs_apart(model: Any) -> bool:
-    """Whether each row of this model needs a forward pass of its own."""
+def runs_apart(model: Any, longest: int = 0) -> bool:
+    """Whether each row of this model needs a forward pass of its own, where the longest has so many tokens."""
     decoder = model.get_decoder()
     if decoder not in _APART:
         _APART[decoder] = _is_known(model)
-    return _APART[decoder]
+    return _APART[decoder] or longest > _one_rotation(model)
+
+
+def _one_rotation(model: Any) -> float:
+    """The most tokens of a row with which all rows of a pass get the same positions as alone.
+
+    A longer one makes longrope (Phi-3, Phi-4-mini) turn the keys of the whole pass by other angles.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return math.inf
+    first = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return float(first or config.max_position_embeddings)
 
 
 def run_apart(model: Any) -> None:
@@ -171,6 +185,7 @@ class RowsApart:
         self._rows = [list(prompt) for prompt in prompts]
         self._caches: list[Any] = [None] * len(prompts)
         self._cached = _cache_is_exact(model)
+        self._turns = _one_rotation(model) + 1
 
     def logits(self) -> torch.Tensor:
         """The logits of the next token of every row, shape [rows, vocabulary]."""
@@ -183,6 +198,8 @@ class RowsApart:
 
     def _next(self, row: int) -> torch.Tensor:
         tokens, cache = self._rows[row], self._caches[row]
+        if len(tokens) == self._turns:
+            cache = None  # its keys are turned by the angles of shorter rows
         ids = torch.tensor([tokens if cache is None else tokens[-1:]], device=self._model.device)
         keep = {"past_key_values": cache} if cache is not None else {}
         output = self._model(input_ids=ids, use_cache=self._cached, logits_to_keep=1, **keep)

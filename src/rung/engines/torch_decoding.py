@@ -99,7 +99,8 @@ def steps(
     generator: torch.Generator | None,
 ) -> Iterator[None]:  # fmt: skip
     """Run the batch to its end, one token a step, and fill in `rows`; with `live`, their texts too."""
-    running = RowsApart(model, prompts) if runs_apart(model) else _RowsTogether(model, prompts)
+    apart = runs_apart(model, max(map(len, prompts)) + sampling.max_tokens)
+    running = RowsApart(model, prompts) if apart else _RowsTogether(model, prompts)
     width = model.config.get_text_config().vocab_size
     allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
     active, ends = list(rows), tokenizer.ends(sampling.stop)

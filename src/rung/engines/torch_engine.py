@@ -233,7 +233,8 @@ class TorchEngine(LocalModel):
     def _score_group(
         self, model: Any, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress
     ) -> Floats:
-        if runs_apart(model):
+        longest = max(map(len, prompts)) + max(map(len, like.continuations))
+        if runs_apart(model, longest):
             return score_apart(model, prompts, like.continuations, done=progress.advance)
         trie = build_trie(like.continuations)
         if not like.best:
@@ -433,7 +434,7 @@ def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int
     """
     core, lengths = model.get_decoder(), [len(row) for row in rows]
     result = np.empty((len(rows), model.config.get_text_config().hidden_size), np.float32)
-    for batch in [[i] for i in range(len(rows))] if runs_apart(model) else batches(lengths, 0, 1):
+    for batch in [[i] for i in range(len(rows))] if runs_apart(model, max(lengths)) else batches(lengths, 0, 1):
         width = max(lengths[i] for i in batch)
         ids = torch.tensor([[*rows[i], *([0] * (width - lengths[i]))] for i in batch], device=model.device)
         states = core(input_ids=ids, use_cache=False).last_hidden_state

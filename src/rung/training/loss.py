@@ -120,8 +120,9 @@ def packed_attention(
     tokens see which, and `sliding_window` how many tokens a token sees, itself included. The output has the shape
     [1, T, heads, size]; weights are not returned.
     """
-    del module, attention_mask
-    shared, rows, window = packing.shared, packing.rows, sliding_window
+    del attention_mask
+    shared, rows = packing.shared, packing.rows
+    window = sliding_window if sliding_window is not None else _masked_window(module)
     grouped = query.shape[1] != key.shape[1]
     attend = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
 
@@ -146,6 +147,14 @@ def packed_attention(
         return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
 
     return attention_in_float32(attended, query, key, value), None
+
+
+def _masked_window(module: Any) -> int | None:
+    """The window of a layer that leaves it to the mask (Phi-MoE), which is not used here."""
+    config = getattr(module, "config", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return window if kinds is None or kinds[module.layer_idx] == "sliding_attention" else None
 
 
 def _within(queries: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
@@ -220,7 +229,7 @@ class AnswerLoss:
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
         """Compute the loss of a batch."""
-        if len(part) > 1 and runs_apart(self.model):
+        if len(part) > 1 and runs_apart(self.model, max(len(row.tokens) for row in part)):
             return torch.stack([self([row]) for row in part]).sum()
         return self.of(pack(part, self.model.device, share_prefix=self.share_prefix))
 
