@@ -20,9 +20,12 @@ def clean(text: str) -> str:
 
 
 class Markup(str):
-    """HTML that is escaped already."""
+    """HTML that is escaped already; templates take it as it is."""
 
     __slots__ = ()
+
+    def __html__(self) -> str:
+        return str(self)
 
 
 def safe(text: Any) -> str:

@@ -51,6 +51,9 @@ def test_importing_rung_and_its_help_import_nothing_heavy():
 
 def test_alone_it_names_the_next_step(rung, tmp_path):
     assert "rung init data.csv" in rung(cwd=tmp_path).stdout
+    (tmp_path / "our handbook").mkdir()
+    (tmp_path / "our handbook" / "leave.md").write_text("Leave is 30 days.")
+    assert "rung init 'our handbook'" in rung(cwd=tmp_path).stdout
     (tmp_path / "mine.csv").write_text("text,label\na b,x\n")
     assert "rung init mine.csv" in rung(cwd=tmp_path).stdout
     (tmp_path / "task.yaml").write_text("")

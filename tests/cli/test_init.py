@@ -723,3 +723,33 @@ def test_yes_and_options_ask_nothing() -> None:
     assert "Which column is" not in said
     assert "What kind" not in said
     assert Task.load("task.yaml").output.column == "priority"
+
+
+# ---- records in several columns
+
+
+def test_columns_that_a_text_quotes_are_the_fields_of_one_record() -> None:
+    rows = [[f"R{i}", f"Shop {i % 7} / {1 + i % 28:02}-03-2026 / tax 1.00 / total {i}.50 thank you for your visit",
+             f"Shop {i % 7}", f"{1 + i % 28:02}-03-2026", f"{i}.50" if i else ""] for i in range(60)]  # fmt: skip
+    task, said = task_of(table("receipts.csv", "id,text,company,date,total", rows))
+    assert (task.output.kind, task.output.columns, task.inputs) == ("json", ["company", "date", "total"], ["text"])
+    assert "json, because 'company', 'date', 'total' make one record of a row" in said
+    data = task.read()
+    answers = {row.source: row.outputs for row in (*data.train, *data.validation, *data.test)}
+    assert answers["receipts.csv:3"] == ('{"company":"Shop 1","date":"02-03-2026","total":"1.50"}',)
+    assert answers["receipts.csv:2"] == ('{"company":"Shop 0","date":"01-03-2026","total":null}',)  # an empty cell
+    task, _ = task_of("receipts.csv", "--output", "date,company", "--force")
+    assert (task.output.kind, task.output.columns) == ("json", ["date", "company"])
+
+
+def test_named_columns_of_zeros_and_ones_are_labels() -> None:
+    rows = [[f"a text number {i}", int(i % 2 == 0), int(i % 3 == 0)] for i in range(60)]
+    task, said = task_of(table("toxic.csv", "text,toxic,threat", rows), "--output", "toxic,threat")
+    assert (task.output.kind, task.output.columns) == ("multilabel", ["toxic", "threat"])
+    assert "say 0 or 1" in said
+
+
+def test_a_missing_file_is_not_said_to_be_one_of_a_task_file() -> None:
+    result = run("init", "none.csv")
+    assert "none.csv does not exist" in str(result.exception)
+    assert "check the path" in result.exception.hint

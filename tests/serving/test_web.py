@@ -37,7 +37,7 @@ def changed(served, artifacts, tmp_path):
 
 def reviewing(watched, server):
     watched.page.goto(f"{server.url}/failures")
-    watched.page.get_by_label("Reviewer").fill("Ann Østergård")
+    watched.page.get_by_label("Your name").fill("Ann Østergård")
     return watched.page
 
 
@@ -292,7 +292,7 @@ def test_a_correction_by_keyboard_its_difference_and_its_undoing(changed, watche
     page.locator(".history", has_text="undid entry 1").wait_for()
     assert store.case(first).expected is None
     assert [entry.undoes for entry in store.history(first)] == [None, 1]
-    assert page.get_by_label("Reviewer").input_value() == "Ann Østergård"  # remembered
+    assert page.get_by_label("Your name").input_value() == "Ann Østergård"  # remembered
     page.keyboard.press("a")  # accepts the suggestion
     page.locator(".note").wait_for()
     assert store.case(first).expected == "card_arrival"
@@ -310,9 +310,9 @@ def test_the_likeliest_labels_are_on_number_keys(changed, watched):
     assert [button.inner_text().split()[0] for button in buttons.all()] == likely
     page.evaluate(AXE)
     assert page.evaluate("axe.run().then(r => r.violations.map(v => v.id))") == []
-    page.get_by_label("Reviewer").fill("Ann")
-    page.get_by_label("Reviewer").press("2")  # in a field a digit is a digit
-    assert page.get_by_label("Reviewer").input_value() == "Ann2"
+    page.get_by_label("Your name").fill("Ann")
+    page.get_by_label("Your name").press("2")  # in a field a digit is a digit
+    assert page.get_by_label("Your name").input_value() == "Ann2"
     page.keyboard.press("Escape")
     page.keyboard.press("2")
     page.locator(".note").wait_for()
@@ -341,7 +341,7 @@ def test_j_and_k_walk_through_the_queue(site, watched):
 def test_an_answer_is_found_right_exactly_as_it_is(changed, watched):
     page = reviewing(watched, changed)
     page.goto(f"{changed.url}/failures/r4")
-    page.get_by_label("Reviewer").fill("Ann")
+    page.get_by_label("Your name").fill("Ann")
     page.get_by_role("button", name="Answer is right").click()
     page.locator(".note").wait_for()
     case = changed.wiring.store.case("r4")
@@ -353,12 +353,12 @@ def test_an_answer_is_found_right_exactly_as_it_is(changed, watched):
 def test_a_correction_that_is_no_label_is_refused_and_kept_in_the_field(changed, watched):
     page = reviewing(watched, changed)
     page.goto(f"{changed.url}/failures/r1")
-    page.get_by_label("Reviewer").fill("Ann")
+    page.get_by_label("Your name").fill("Ann")
     page.locator("#expected").fill("card_arival")
     page.get_by_role("button", name="Save").click()
     alert = page.get_by_role("alert").inner_text()
     assert "intents: 'card_arival' is none of the 6 labels of the task: did you mean 'card_arrival'?" in alert
-    assert page.get_by_label("Reviewer").input_value() == "Ann"
+    assert page.get_by_label("Your name").input_value() == "Ann"
     assert page.locator("#expected").input_value() == "card_arival"
     assert changed.wiring.store.history("r1") == []
 
@@ -456,6 +456,50 @@ def test_keys_sign_in_with_a_cookie_that_opens_pages_alone(served, artifacts, tm
         assert httpx.get(f"{server.url}/failures", cookies=jar).status_code == 200
         revoke_key(file, key.id)
         assert httpx.get(f"{server.url}/failures", cookies=jar).headers["location"] == "/sign-in?to=/failures"
+        context.close()
+
+
+def test_reviews_carry_the_name_of_who_is_signed_in_and_two_opinions_are_both_shown(
+    served, artifacts, tmp_path, browser
+):
+    file = tmp_path / "keys.jsonl"
+    secrets = {name: create_key(file, name, admin=True)[0] for name in ("Ann", "Bob Østergård")}
+    with pages(served, artifacts, tmp_path / "site", access=Access(KeyRing(file), LOOPBACK_NAMES)) as server:
+        context, store = browser.new_context(), server.wiring.store
+        watched = Watched(context)
+        page = watched.page
+        for (name, secret), label in zip(secrets.items(), ("card_arrival", "exchange_rate"), strict=True):
+            page.goto(f"{server.url}/failures/r1")
+            page.get_by_label("Key").fill(secret)
+            page.keyboard.press("Enter")
+            page.get_by_text(f"Signed with your name, {name}").wait_for()
+            assert page.get_by_label("Your name").count() == 0
+            page.evaluate(  # a name that is smuggled into the form counts for nothing
+                "document.querySelector('#correction').insertAdjacentHTML('beforeend', "
+                "'<input type=hidden name=reviewer value=Eve>')"
+            )
+            page.locator("#expected").fill(label)
+            page.keyboard.press("Control+Enter")
+            page.locator(".note").wait_for()
+            page.goto(f"{server.url}/failures/r1")
+            assert page.locator("#undo").count() == 1  # the own correction
+            page.get_by_text(f"Signed in as {name}").wait_for()
+            page.get_by_role("button", name="Sign out").click()
+            page.wait_for_url("**/sign-in")
+            assert page.get_by_role("link", name="Failures").count() == 0
+        assert [(entry.reviewer, entry.expected) for entry in store.history("r1")] == [
+            ("Ann", "card_arrival"), ("Bob Østergård", "exchange_rate"),
+        ]  # fmt: skip
+        page.goto(f"{server.url}/failures/r1?view=contested")
+        page.get_by_label("Key").fill(secrets["Ann"])
+        page.keyboard.press("Enter")
+        both = page.locator("dl[aria-labelledby=opinions]")
+        assert both.inner_text().split("\n") == ["Ann", "card_arrival", "Bob Østergård", "exchange_rate"]
+        page.get_by_role("button", name="Undo").click()  # takes back Ann's own, not the last
+        page.locator(".history", has_text="undid entry 1").wait_for()
+        assert (both.count(), page.locator("#undo").count()) == (0, 0)
+        assert (store.case("r1").expected, store.case("r1").reviewer) == ("exchange_rate", "Bob Østergård")
+        assert watched.problems == []
         context.close()
 
 

@@ -221,9 +221,16 @@ def write_reports(climbed: Climb) -> None:
 def report(
     run: Annotated[Path, Argument(help="A run folder, such as runs/banking77.", metavar="RUN")],
     show: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
+    rows: Annotated[
+        str | None, Option(help="Print the rows that the recommended rung answered: wrong, broken, sure, all, ...",
+                           metavar="KIND")
+    ] = None,
     track: Tracked = None, json: options.Json = False,
 ) -> None:  # fmt: skip
-    """Show the report of a finished climb again."""
+    """Show the report of a finished climb again; with --rows, what it gets wrong, row by row."""
+    from rung.climbing.store import watch_predictions
+    from rung.evaluation.report.explorer import KINDS, answered_rows
+    from rung.evaluation.report.words import measured
     from rung.evaluation.result import ClimbResult
 
     if not (run / "report.json").is_file():
@@ -232,11 +239,16 @@ def report(
     result = ClimbResult.read(run)
     if (tracker := _tracker(track)) is not None:
         render.note(f"tracked in {tracker(result, run)}")
-    render.result(json, result.summary(), lambda: render.climb_report(result, run))
-    if show:
-        page = (run / "report.html").resolve().as_uri()
-        if not webbrowser.open(page):
-            raise MachineError("no-browser", f"no browser opens {page}", hint="copy the file to a machine with one")
+    page = (run / "report.html").resolve().as_uri()
+    if rows is None:
+        render.result(json, result.summary(), lambda: render.climb_report(result, run))
+    else:
+        kind = options.choose("--rows", rows, tuple(KINDS))
+        found = answered_rows(result, {rung.name: watch_predictions(run, rung.name) for rung in measured(result)})
+        chosen = found.chosen(found.place, {"kind": kind})
+        render.result(json, [found.rows[number] for number in chosen], lambda: render.mistakes(found, kind))
+    if show and not webbrowser.open(page):
+        raise MachineError("no-browser", f"no browser opens {page}", hint="copy the file to a machine with one")
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer import Argument, Option
 
-from rung.cli import options, render
+from rung.cli import options, render, render_feedback
 from rung.cli.climb import write_reports
 from rung.errors import ConfigError
 from rung.feedback.records import PAIRS, REASONS, REGISTRY, SHARE, STORE, CaseFilter, TrialMode, command
@@ -58,7 +58,7 @@ def list_cases(
         cases, count = opened.cases(which, limit=limit), opened.count(which)
     values = {"cases": [case.as_dict() for case in cases], "count": count}
     then = command("rung failures show", cases[0].interaction.id, store=store) if cases else ""
-    render.result(json, values, lambda: render.cases(cases, count), then=then)
+    render.result(json, values, lambda: render_feedback.cases(cases, count), then=then)
 
 
 @app.command()
@@ -66,7 +66,7 @@ def show(case_id: Id, store: options.StorePlace = STORE, json: options.Json = Fa
     """Show one case: the question, the answer, the expected answer, its feedback and its history."""
     with options.open_store(store) as opened:
         values = opened.details(case_id)
-    render.result(json, values, lambda: render.case(values))
+    render.result(json, values, lambda: render_feedback.case(values))
 
 
 @app.command()
@@ -163,7 +163,7 @@ def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.
             "wrong": {side: count(failure=True, split=side) for side in ("train", "test")},
             "reasons": {name: count(reason=name) for name in REASONS}, "fixed": len(opened.fixed(task)),
         }  # fmt: skip
-    render.result(json, values, lambda: render.statistics(values))
+    render.result(json, values, lambda: render_feedback.statistics(values))
 
 
 @app.command()
@@ -222,7 +222,7 @@ def improve(
     with options.open_store(store) as opened:
         improvement = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
     write_reports(improvement.climb)
-    render.result(json, improvement.as_dict(), lambda: render.improvement(improvement, registry, store))
+    render.result(json, improvement.as_dict(), lambda: render_feedback.improvement(improvement, registry, store))
 
 
 def promote(
@@ -328,7 +328,7 @@ def show_trial(
         "both": standing.both, "differing": standing.differing, "rated": standing.rated,
         "response_rates": standing.response_rates, "remarks": report.remarks,
     }  # fmt: skip
-    render.result(json, values, lambda: render.trial(report))
+    render.result(json, values, lambda: render_feedback.trial(report))
 
 
 @trial_app.command("stop")

@@ -70,6 +70,11 @@ def next_step(folder: Path) -> str:
         return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"
     if data_here:
         return f"Next: make a task file from your data:\n  rung init {data_here[0].name}"
+    from rung.data.guess import DOCUMENTS
+
+    for path in sorted(folder.glob("[!.]*/*")):
+        if path.suffix.lower() in DOCUMENTS:
+            return f"Next: make a task file from your documents:\n  rung init {shlex.quote(path.parent.name)}"
     return """Rung measures what prompting, examples, features and tuning are worth for your task.
 Next: make a task file from a table with inputs and expected outputs:
   rung init data.csv

@@ -1,6 +1,7 @@
 """What the commands print: one JSON value, or tables and lines for people; notes on stderr.
 
-What `rung models` and `rung doctor` print of base models is in `render_models.py`.
+What `rung models` and `rung doctor` print of base models is in `render_models.py`, what is printed of captured answers,
+improvements and trials in `render_feedback.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
+from textwrap import shorten, wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -27,16 +28,14 @@ if TYPE_CHECKING:
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import TuneResult
     from rung.data.guess import Guess
+    from rung.evaluation.report.explorer import AnsweredRows
     from rung.evaluation.report.words import RungOutcome
     from rung.evaluation.result import ClimbResult
-    from rung.feedback.improve import Improvement
-    from rung.feedback.records import ReviewCase
-    from rung.feedback.trials import TrialReport
     from rung.prompts.overflow import Rendered
     from rung.retrieval.index import Index
     from rung.retrieval.passage import Passage
 
-CELL = 60  # characters of a cell with a user's text
+ROWS = 20  # of a climb that are shown
 PROBLEMS = 20  # listed before the rest is only counted
 
 
@@ -200,16 +199,40 @@ def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:
 
 def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
     """Print the results of a climb, where its report is, and the next commands; `again` is that of the climb."""
+    from rung.evaluation.report.words import measured
+
     climb_result(result)
-    say(f"\nreport: {folder / 'report.html'}")
+    run = shlex.quote(str(folder))  # a run stands for its recommended artifact
+    say(f"\nreport:   {folder / 'report.html'}")
+    if measured(result):
+        say(f"mistakes: rung report {run} --rows wrong")
     if any(r.artifact for r in result.rungs if r.name == result.recommended):
-        run = shlex.quote(str(folder))  # a run stands for its recommended artifact
-        say(f'try it:  rung run {run} "your text"\nserve it: rung serve {run}')
+        say(f'try it:   rung run {run} "your text"\nserve it: rung serve {run}')
     if again and result.unfinished:
         named = ",".join(name for name in result.unfinished if "+" not in name)
         more = f" --rungs {named}" if named and result.budget_seconds is None else ""
-        budget = "" if result.budget_seconds is None else f" --budget {MORE_BUDGET * result.budget_seconds:.0f}s"
-        say(f"go on:   rung {again} --resume{more}{budget}")
+        seconds = round(MORE_BUDGET * (result.budget_seconds or 0))
+        budget = f" --budget {f'{seconds // 60}m' if seconds % 60 == 0 else f'{seconds}s'}" if seconds else ""
+        say(f"go on:    rung {again} --resume{more}{budget}")
+
+
+def mistakes(found: AnsweredRows, kind: str) -> None:
+    """Print the rows of a climb that a filter chooses, with what the recommended rung answered."""
+    from rung.evaluation.report.explorer import KINDS, notes_of
+
+    chosen = found.chosen(found.place, {"kind": kind})
+    for number in chosen[:ROWS]:
+        row, own = found.rows[number], found.rows[number]["a"][found.place]
+        say(f"{row['o']}  {_cut(row['i'])}")
+        say(f"  expected  {_cut(' | '.join(row['e']))}\n  answered  {_cut(own['t'])}")
+        if notes := notes_of(own):
+            say(f"            {notes}")
+    more = f", of which {ROWS} are shown" if len(chosen) > ROWS else ""
+    say(f"{len(chosen)} rows of {found.arms[found.place]}: {KINDS[kind]}{more}")
+
+
+def _cut(text: str) -> str:
+    return shorten(clean(text), 300, placeholder=" ...")
 
 
 def scores(values: Mapping[str, Any], split: str) -> None:
@@ -357,7 +380,11 @@ def guess(made: Guess, out: Path) -> None:
     keys = ", ".join(f"{key}: {value}" for key, value in made.output.items() if key not in ("column", "columns"))
     lines = [
         ("answer", f"{answer} ({keys})" if keys else answer, "--output, --kind"),
-        ("could be it", ", ".join(f"{name} ({held})" for name, held in made.others.items()), "--output COLUMN"),
+        (
+            "could be it",
+            ", ".join(f"{name} ({held})" for name, held in made.others.items()),
+            "--output COLUMN or COLUMN,COLUMN",
+        ),
         ("inputs", ", ".join(made.inputs), "--inputs COLUMN,COLUMN"),
         ("left out", ", ".join(f"{name} ({why})" for name, why in made.left_out.items()), "--inputs"),
         ("written in", made.format, "--encoding, --separator, --quoting, --sheet"),
@@ -502,99 +529,3 @@ def confidence(values: Mapping[str, Any]) -> None:
         say(line)
     if values["saved"] is not None:
         say(f"saved: {values['saved']}")
-
-
-# Feedback: captured cases, improvements, trials.
-
-
-def cases(shown: Sequence[ReviewCase], total: int) -> None:
-    """Print captured answers as a table; others' text cannot control the terminal."""
-    from rung.data.cells import text_of
-
-    rows = []
-    for case in shown:
-        row = case.interaction
-        given = " ".join(text_of(value) for value in row.inputs.values())
-        expected = case.expected if case.expected is not None else f"({case.suggestion}?)" if case.suggestion else ""
-        rows.append([_cell(text) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
-    if rows:
-        table(("id", "why", "input", "actual", "expected"), rows, wrapped=("why", "input", "actual", "expected"))
-    say(f"{len(shown)} of {total} cases")
-
-
-def _cell(text: str) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= CELL else line[: CELL - 1] + "…"
-
-
-def case(values: Mapping[str, Any]) -> None:
-    """Print one case with its feedback and history."""
-    for name, value in values.items():
-        if name not in ("feedback", "history", "shadowed_by") and value not in (None, "", []):
-            say(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
-    for each in values["feedback"]:
-        parts = [each["thumb"], each["score"], each["comment"], each["expected"] and f"expected {each['expected']!r}"]
-        text = ", ".join(str(part) for part in parts if part not in (None, ""))
-        say(f"feedback {each['at']} by {each['source']}: {text}")
-    for each in values["shadowed_by"]:
-        say(f"in a trial, the artifact {each['artifact'][:16]} answered {each['actual']!r}")
-    for each in values["history"]:
-        what = f"undid {each['undoes']}" if each["undoes"] else f"expected {each['expected']!r}"
-        say(f"{each['number']}. {each['at']} {each['reviewer']}: {what} {each['comment']}".rstrip())
-
-
-def statistics(values: Mapping[str, Any]) -> None:
-    """Print how many answers were captured, suspicious, reviewed and wrong."""
-    say(f"{values['captured']} captured, {values['suspicious']} suspicious, {values['queue']} to review")
-    for name, count in values["reasons"].items():
-        say(f"  {count} {name}")
-    train, test = values["wrong"]["train"], values["wrong"]["test"]
-    say(f"{values['reviewed']} reviewed, {train} wrong to train on, {test} wrong and held out")
-    say(f"{values['fixed']} failures were fixed once, and are watched")
-
-
-def improvement(improved: Improvement, registry: Path, store: str) -> None:
-    """Print what a climb with the reviewed failures gained, and how to promote it."""
-    from rung.feedback.records import command
-
-    taken, outcome = improved.taken, improved.outcome
-    say(
-        f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
-        f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
-        f"preferences: {taken.pairs} pairs from corrections, {taken.thumbs} thumbs ({taken.disputed} disputed)\n"
-        f"rungs: {', '.join(improved.rungs)}: {improved.reason}\n"
-    )
-    climb_result(improved.climb.result)
-    (fixed, train), (test_fixed, test) = outcome.of_train, outcome.of_test
-    say(
-        f"\nreviewed failures answered better: {fixed} of {train} trained on, {test_fixed} of {test} held out\n"
-        f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
-        f"report: {improved.climb.folder / 'report.html'}"
-    )
-    if improved.shift:
-        say(improved.shift)
-    if not improved.better:
-        return
-    accepting = ["--accept-regressions"] if outcome.regressions else []
-    if accepting:
-        say(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
-    promote = command("rung promote", improved.climb.folder, *accepting, registry=registry, store=store)
-    say(f"{'And, if that is acceptable: ' if accepting else 'Next: '}{promote}")
-
-
-def trial(report: TrialReport) -> None:
-    """Print how a trial is going."""
-    test, decision = report.trial, report.standing.decision
-    answered, judged = report.standing.answered, report.standing.judged
-    say(
-        f"{test.mode} of {test.artifact[:16]} ({report.challenger}) against {test.against[:16]} ({report.served}): "
-        f"{'runs' if report.running else 'is over'}\n"
-        f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
-        f"judged: {judged['a']} and {judged['b']}\n"
-        f"{decision.n} of at most {test.most} pairs: {report.measure} {report.delta} {report.interval}, "
-        f"{decision.fixed} fixed / {decision.broken} broken, {report.p}\n{report.verdict}"
-    )
-    for remark in report.remarks:
-        say(remark)
-    if report.next:
-        say(f"Next: {report.next}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, get_args
+from urllib.parse import quote
 
 import typer
 from typer import Argument, Option
@@ -19,7 +22,7 @@ from rung.feedback.records import REGISTRY, STORE
 if TYPE_CHECKING:
     from rung.feedback.api import FeedbackService
     from rung.progress import Progress
-    from rung.serving.served import LongTexts, Served
+    from rung.serving.served import LongTexts, Served, ServedArtifact
 
 KeyFile = Annotated[Path, Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
 keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
@@ -128,9 +131,21 @@ def serve(
             render.note(f"serving {', '.join(each.name for each in served.all())}")
             if pages:
                 render.note(f"pages: {url}/")
+            if asked := next(iter(served.artifacts()), None):
+                render.note(f"Next: {_curl(url, asked, with_key=ring is not None)}")
             render.say(f"{url}/v1")
             sys.stdout.flush()
             HttpServer(app, drain_seconds=drain).run(sockets=[socket])
+
+
+def _curl(url: str, asked: ServedArtifact, *, with_key: bool) -> str:
+    """The command that asks an artifact for one answer."""
+    row = dict.fromkeys(asked.artifact.signature.inputs, "...")
+    if asked.artifact.signature.kind == "chat":
+        row = {name: [{"role": "user", "content": "..."}] for name in row}
+    key = " -H 'Authorization: Bearer KEY'" if with_key else ""
+    body = shlex.quote(json.dumps({"rows": [row]}))
+    return f"curl {url}/v1/tasks/{quote(asked.name)}/predict{key} -H 'Content-Type: application/json' -d {body}"
 
 
 def _folder(path: Path, option: str) -> Path:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def init(
     data: Annotated[Path, Argument(help="A table, hf:org/name, or a folder with tables or documents.", metavar="DATA")],
     output: Annotated[
-        str | None, Option(help="The column of the expected answer; columns of labels with commas.")
+        str | None, Option(help="The column of the expected answer; with commas, labels or fields of a record.")
     ] = None,
     kind: Annotated[str | None, Option(help="The kind of the answer: text, category, json, ...")] = None,
     inputs: Annotated[str | None, Option(help="The columns that the model reads, with commas.")] = None,

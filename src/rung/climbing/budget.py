@@ -12,6 +12,7 @@ from rung.errors import ConfigError
 from rung.progress import Progress
 
 CLOSING_SECONDS = 1.0  # kept for saving and for the reports
+CENT = 0.01  # from which costs are shown where money has no limit
 
 
 class TimeUp(BaseException):  # like KeyboardInterrupt: no `except Exception` may swallow it
@@ -156,8 +157,8 @@ class Budget:
             self.inner.board(())
             return
         used = [f"{duration_text(self.spent())}{_of(self.limits.seconds, duration_text)}"]
-        if (money := self.money()) is not None:
-            used.append(f"{money:.3g}{_of(self.limits.money, '{:g}'.format)} spent")
+        if (money := self.money()) is not None and (self.limits.money is not None or money >= CENT):
+            used.append(f"cost {money:.3g}{_of(self.limits.money, '{:g}'.format)}")
         self.inner.board([f"climb: {', '.join(used)}", *lines], f"{', '.join(used)}: {news}")
 
 

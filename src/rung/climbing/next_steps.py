@@ -306,9 +306,10 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
     gain = sum((own[each].prediction == suspects[each]) - _right(own[each]) for each in measured) / max(1, len(own))
     if measured:
         score = sum(map(_right, own.values())) / len(own)
+        are, all_are = ("is", "it is") if len(measured) == 1 else ("are", "they are all")
         text += (
-            f"; {len(measured)} of them are among the {len(own)} rows that {seen.best} was measured on, and if they "
-            f"are all wrong its accuracy is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
+            f"; {len(measured)} of them {are} among the {len(own)} rows that {seen.best} was measured on, and if "
+            f"{all_are} wrong its accuracy is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
         )
     return [(max(gain, 0.0), text)]
 

@@ -41,7 +41,8 @@ FRAME_KEYS = (
     "artifact",
 )  # fmt: skip
 ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
-MEASURING_SECONDS = 90.0  # what choosing an engine may take: an export, two loads and some text
+MEASURING_SECONDS = 90.0  # what choosing an engine takes, once on a machine: an export, two loads and some text
+MEASURING_SHARE = 0.25  # of the budget that choosing may take: rungs that take seconds come first
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
 
@@ -224,7 +225,7 @@ def _engine(task: Task, options: ClimbOptions, identity: Mapping[str, Any], watc
         return options.engine
     if options.resume and (kept := engine_of_run(options.out, identity)) is not None:
         return kept
-    if watch.left() < MEASURING_SECONDS and explain(task.model, "auto") == UNMEASURED:
+    if MEASURING_SHARE * watch.left() < MEASURING_SECONDS and explain(task.model, "auto") == UNMEASURED:
         watch.say("torch generates: the budget is too short to measure whether another engine is faster here")
         return "torch"
     return settled(task.model, options.engine, progress=watch)

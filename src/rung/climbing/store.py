@@ -236,3 +236,12 @@ def watch_lines(file: Path) -> list[dict[str, Any]]:
         return []
     data = file.read_bytes()
     return list(sealed_lines(data[: data.rfind(b"\n") + 1], file))
+
+
+def watch_predictions(run: Path, rung: str) -> list[Prediction]:
+    """Read what a rung answered in a climb that may still go on; raise ConfigError if a line is no prediction."""
+    file = run / "rungs" / rung / "predictions.jsonl"
+    try:
+        return [Prediction.of(line) for line in watch_lines(file)]
+    except (LookupError, TypeError) as wrong:
+        raise unreadable(file)(f"holds a line that is no prediction: {wrong}") from wrong

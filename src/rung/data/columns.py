@@ -311,6 +311,24 @@ class Table:
                     return column.name
         return None
 
+    def quoted(self) -> list[str]:
+        """The columns whose cells stand word for word in the longest texts, in most rows: what an extraction writes."""
+        texts = [name for name, column in self.columns.items() if column.holds == "text"]
+        if not texts:
+            return []
+        longest = max(texts, key=lambda name: sum(len(str(cell)) for cell in self.cells(name)))
+        fields = []
+        for name, column in self.columns.items():
+            both = zip(map(str, self.cells(name)), map(str, self.cells(longest)), self.cells(name), strict=True)
+            held = [cell.strip() in text for cell, text, raw in both if not is_empty(raw)]
+            if (
+                name != longest
+                and column.holds in ("text", "category", "numbers", "dates")
+                and 2 * sum(held) > len(held)
+            ):
+                fields.append(name)
+        return fields
+
     def inside(self) -> dict[str, Column]:
         """The fields of the columns that hold one record a row, by their dotted names."""
         fields: dict[str, Column] = {}

@@ -229,7 +229,8 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
     inputs = read_inputs(record.values, task.inputs, task.output.kind, record.source)
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
-    outputs = outputs_of(_answer_cell(record, task), task, record)
+    cell = answer_cell(record, task.output.kind, task.output.column, task.output.columns)
+    outputs = outputs_of(cell, task, record)
     spans = None if task.data.spans is None else _spans(column(record, task.data.spans), record)
     if not outputs and spans == ():
         outputs = (NOT_IN_DOCUMENTS,)
@@ -240,12 +241,16 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
     return Example(example_id(inputs), inputs, outputs, record.source, extra, spans)
 
 
-def _answer_cell(record: Record, task: TaskSpec) -> Any:
-    """Read the cell of the answer; of one column per label, the names of those that apply."""
-    if task.output.columns is None:
-        assert task.output.column is not None
-        return column(record, task.output.column)
-    return [name for name in task.output.columns if is_true(column(record, name), name, record)]
+def answer_cell(record: Record, kind: str, name: str | None, names: Sequence[str] | None) -> Any:
+    """Read the cell of the answer; of a column per label, those that apply; of a column per field, the record."""
+    if names is None:
+        assert name is not None
+        return column(record, name)
+    if kind == "multilabel":
+        return [each for each in names if is_true(column(record, each), each, record)]
+    cells = {each: column(record, each) for each in names}
+    fields = {each: cell.strip() or None if isinstance(cell, str) else cell for each, cell in cells.items()}
+    return fields if any(value is not None for value in fields.values()) else None
 
 
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "y"), ("0", "0.0", "false", "no", "n", "", "none", "nan")

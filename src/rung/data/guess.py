@@ -21,6 +21,7 @@ from rung.data.columns import (
     PROMPT_NAMES,
     TEXT_NAMES,
     Column,
+    Holds,
     Table,
     as_number,
     inferred_schema,
@@ -29,8 +30,7 @@ from rung.data.columns import (
     name_parts,
     splits_beside,
 )
-from rung.data.examples import column as read_column
-from rung.data.examples import read_row
+from rung.data.examples import answer_cell, read_row
 from rung.data.kinds import OutputKind
 from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS, refuse_comparisons
 from rung.data.quality import determines
@@ -106,7 +106,7 @@ def guess_task(
 
     Args:
         file: a table, or a folder with a training table or with documents.
-        output: the column of the answer, or the columns of labels, with commas.
+        output: the column of the answer, or with commas the columns of labels or of the fields of a record.
         kind: the kind of the answer.
         inputs: the columns that the model reads.
         how: how the files are written; default: recognized.
@@ -186,8 +186,8 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
         instruction = next(text_of(cell) for cell in table.cells(constant) if not is_empty(cell))
         left_out[constant] = "the same in all rows: it is the task's instruction"
     if own:
-        names = keys["columns"]
-        reason = f"{', '.join(map(repr, names)) if len(names) < 4 else f'{len(names)} columns'} say 0 or 1"
+        names, what = keys["columns"], "say 0 or 1" if chosen == "multilabel" else "make one record of a row"
+        reason = f"{', '.join(map(repr, names)) if len(names) < 4 else f'{len(names)} columns'} {what}"
     else:
         reason = f"{answer.name!r} holds {_held(answer)}"
     if verdict:
@@ -233,7 +233,8 @@ def _answer(table: Table, output: str | None) -> tuple[Column, dict[str, Any]]:
     columns = table.columns
     if output is not None and output not in columns and "," in output:
         names = output.split(",")
-        return Column(output, "multilabel", len(names)), {"columns": names}
+        holds: Holds = "multilabel" if set(names) <= set(_flags(table)) else "json"
+        return Column(output, holds, len(names)), {"columns": names}
     if output is not None:
         return columns.get(output) or look_at(output, table.cells(output)), {"column": output}
     if (name := table.named(("answers", "answer"), "json")) and f"{name}.text" in (inside := table.inside()):
@@ -252,6 +253,8 @@ def _answer(table: Table, output: str | None) -> tuple[Column, dict[str, Any]]:
         name = label or written
     elif len(flags) >= 3 and any(column.holds == "text" for column in columns.values()):
         return Column(",".join(flags), "multilabel", len(flags)), {"columns": flags}
+    elif len(fields := table.quoted()) >= 2:
+        return Column(",".join(fields), "json", len(fields)), {"columns": fields}
     elif found := table.label_inside():
         return found, {"column": found.name}
     else:
@@ -519,7 +522,7 @@ def _answers(guess: Guess) -> Iterator[Any]:
     for file in [file for file in (guess.data, *guess.splits.values()) if file is not None]:
         for record in read_rows(file, guess.how):
             with suppress(DataError):  # `rung check` names the row
-                yield plain(read_column(record, str(guess.output["column"])))
+                yield plain(answer_cell(record, guess.kind, guess.output.get("column"), guess.output.get("columns")))
 
 
 def _schema(guess: Guess) -> dict[str, Any]:

@@ -163,7 +163,9 @@ def _reader(path: Path) -> Callable[[Path, FileFormat], Iterator[Record]]:
         hint = hint or f"use one of {', '.join(READERS)}, also with {', '.join(COMPRESSED)}"
         raise DataError("unreadable-file", problem, hint=hint)
     if not path.is_file():
-        raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
+        raise DataError(
+            "no-such-file", f"{path} does not exist", hint="check the path; those in a task file are relative to it"
+        )
     return READERS[kind]
 
 

@@ -46,7 +46,7 @@ def _text_or_list(schema: dict[str, Any]) -> None:
 
 # The only kinds that have each of these keys of `output`.
 _KINDS_OF = {
-    "separator": ("multilabel",), "columns": ("multilabel",), "k": ("ranking",), "encoder": ("ranking",),
+    "separator": ("multilabel",), "columns": ("multilabel", "json"), "k": ("ranking",), "encoder": ("ranking",),
     "refusal": ("text",), "json_schema": ("json",), "regex": ("text",), "approved": ("text", "chat"),
     "minimum": ("number",), "maximum": ("number",), "whole": ("number",), "unit": ("number",), "decimal": ("number",),
 }  # fmt: skip
@@ -67,7 +67,8 @@ class Output(Section):
     columns: list[str] | None = Field(
         None,
         min_length=2,
-        description="Instead of `column`: a column per label, with 1 where it applies (kind multilabel).",
+        description="Instead of `column`: a column per label, with 1 where it applies (kind multilabel), or a column "
+        "per field of the record, null where the cell is empty (kind json).",
         examples=[["toxic", "threat"]],
     )
     approved: str | None = Field(

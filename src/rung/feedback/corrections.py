@@ -216,8 +216,11 @@ def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
         column = task.inputs[0]
         values[column] = [*values[column], {"role": "assistant", "content": expected}]
     else:
-        assert task.output.column is not None
-        values[task.output.column] = expected
+        column = task.output.column or "expected"
+        values[column] = expected
+        if task.output.columns is not None:  # the answer is written as one text, not in a column for each part
+            output = task.output.model_copy(update={"column": column, "columns": None})
+            task = task.model_copy(update={"output": output})
     report = SplitReport()
     rows, _ = examples([Record(values, source)], task, report)
     if not rows:

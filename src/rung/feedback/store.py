@@ -197,8 +197,8 @@ class FeedbackStore(StoreDatabase):
             raise DataError("missing-field", f"the expected response to {id} is empty", hint="write what was expected")
         return self._add(corrections, id, _entry(id, reviewer, self.redact(comment), self.redact(expected)))
 
-    def opinions(self, task: str | None = None) -> dict[tuple[str, str], Opinions]:
-        """What each reviewer expects, by task and hash of the input."""
+    def opinions(self, task: str | None = None, input_id: str | None = None) -> dict[tuple[str, str], Opinions]:
+        """What each reviewer expects, by task and hash of the input; for one task or one input where they are given."""
         undoing = corrections.alias("undoing")
         statement = (
             sa.select(interactions.c.task, interactions.c.input_id, corrections)
@@ -208,6 +208,8 @@ class FeedbackStore(StoreDatabase):
         )
         if task is not None:
             statement = statement.where(interactions.c.task == task)
+        if input_id is not None:
+            statement = statement.where(interactions.c.input_id == input_id)
         words: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
         ids: dict[tuple[str, str], set[str]] = defaultdict(set)
         for row in self.run("read", lambda c: c.execute(statement).all()):
@@ -226,7 +228,7 @@ class FeedbackStore(StoreDatabase):
 
         def undoes(connection: Connection) -> dict[str, Any]:
             rows = connection.execute(_entries(corrections, id)).all()
-            current = _in_force([_record(Correction, row) for row in rows], reviewer.strip())
+            current = in_force([_record(Correction, row) for row in rows], reviewer.strip())
             if current is None:
                 problem = f"{id} has no correction of {reviewer.strip()} that holds"
                 hint = "`rung failures show` lists them; correct it instead of undoing somebody else's"
@@ -420,7 +422,7 @@ def _storable(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_force(entries: Sequence[Correction], reviewer: str | None = None) -> Correction | None:
+def in_force(entries: Sequence[Correction], reviewer: str | None = None) -> Correction | None:
     """The last correction that no entry undoes, of one reviewer or of all."""
     undone = {entry.undoes for entry in entries}
     left = [entry for entry in entries if entry.expected is not None and entry.number not in undone]
@@ -431,7 +433,7 @@ def _judged(id: str, entries: Sequence[Correction], opinions: Sequence[Feedback]
     """Combine what users and reviewers said about one answer; None where that does not say how good it was."""
     scored = [opinion for opinion in opinions if opinion.thumb in ("up", "down") or opinion.score is not None]
     suggested = [opinion for opinion in opinions if opinion.expected is not None]
-    current = _in_force(entries)
+    current = in_force(entries)
     times = [opinion.at for opinion in (*scored[:1], *suggested) if opinion.at]
     times += [entry.at for entry in entries if current]
     if not times:

@@ -204,6 +204,14 @@ def _fits(row: Mapping[str, Any], arm: int, filters: Filters) -> bool:
     )
 
 
+def notes_of(answer: Mapping[str, Any]) -> str:
+    """What is to be said of an answer: confidence, the metric's reason, a partial score, a failure of retrieval."""
+    notes = ["" if answer["c"] is None else f"{100 * answer['c']:.0f} % sure", answer.get("n", "")]
+    notes += ["abstained" if answer.get("x") else "", KINDS.get(answer.get("f", ""), "")]
+    notes.append(f"score {answer['s']:.2f}" if 0 < answer["s"] < 1 else "")
+    return "; ".join(filter(None, notes))
+
+
 def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
     """The rows that the recommended rung answered, with the answers of all rungs, and what filters them."""
     found = answered_rows(result, predictions, prompts=MOST_PROMPTS)

@@ -28,6 +28,11 @@ PAIRS_SHOWN = 8  # of labels that are confused
 TEXT_SHOWN = 20_000  # characters of one prompt
 INSTRUCTION_SHOWN = 70  # characters of an instruction before it is unfolded
 VERBALIZERS = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
+TERMS = {  # heads and titles whose words the glossary has under another name
+    "per 1,000": "price of 1,000", "tokens in": "token", "tokens out": "token", "over yardstick": "yardstick",
+    "left the race": "stopped early", "Confidence": "confidence", "The ladder": "rung",
+    "Quality against price": "price of 1,000", "Where the time went": "climb", "difference": "pp",
+}  # fmt: skip
 EXPECTATIONS = {"help": "helps", "not": "does not help", "unknown": "open"}
 
 STYLE = """
@@ -61,6 +66,11 @@ dt{font-weight:600}dd{margin:0 0 .5rem}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 pre{white-space:pre-wrap;background:var(--tint);padding:.7rem;font-size:.85rem;
 max-height:24rem;overflow:auto}
+.term{border:0;background:none;padding:0;font:inherit;color:inherit;text-decoration:underline dotted;
+text-underline-offset:.25em;cursor:help}
+[popover]{max-width:min(24rem,calc(100vw - 2rem));border:1px solid var(--line);border-radius:8px;
+background:var(--paper);color:var(--ink);padding:.7rem .9rem}
+:focus-visible{outline:2px solid var(--best);outline-offset:2px}
 select{font:inherit;padding:.2rem .4rem;max-width:100%}a{color:var(--span)}
 [hidden]{display:none !important}
 """
@@ -107,13 +117,13 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Data", _data(result.data)),
         ("How this was measured", _paragraphs(words.method(result)) + _folded("what the words mean", _glossary())),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    body = "".join(f"<section><h2>{_termed(title)}</h2>{content}</section>" for title, content in sections if content)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>{safe(result.task)}: report of a climb</title>
 <style>{STYLE}{explorer.STYLE}</style></head><body><main>
 <p class="soft">Rung, report of a climb</p><h1>{safe(result.task)}</h1><p class="decision">{safe(result.decision)}</p>
-{body}</main><script>{explorer.SCRIPT}</script></body></html>
+{body}{words.meanings()}</main><script>{explorer.SCRIPT}</script></body></html>
 """
 
 
@@ -127,6 +137,13 @@ def _paragraphs(texts: Iterable[str]) -> str:
 def _folded(summary: str, content: str) -> Markup:
     """Content that unfolds at a click."""
     return Markup(f"<details><summary>{safe(summary)}</summary>{content}</details>")
+
+
+def _termed(head: str) -> Markup:
+    """A title or the head of a column, with what the glossary says of it."""
+    parts = [TERMS.get(part, part) for part in head.split(" / ")]
+    known = zip(head.split(" / "), parts, strict=True)
+    return Markup(" / ".join(words.term(t, w) if w in words.glossary() else safe(t) for t, w in known))
 
 
 def _pre(text: str) -> str:
@@ -234,7 +251,9 @@ def _ladder(result: ClimbResult) -> str:
 
 def _figures_table(result: ClimbResult) -> str:
     rungs = words.measured(result)
-    heads = ("rung", f"{result.metric} [95 %]", *words.QUALITY, *words.COSTS, "left the race")
+    score = Markup(f"{safe(result.metric)} {words.term('[95 %]', 'interval')}")
+    own = map(_termed, (*words.QUALITY, *words.COSTS, "left the race"))
+    heads = (_termed("rung"), score, *own)
     rows = [
         (rows_link(r.name, pick=r.name), words.score_text(r), *words.quality(result, r), *words.costs(r), r.reason)
         for r in rungs

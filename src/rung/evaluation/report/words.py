@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from rung.data.rows import SHOWN, DataReport
 from rung.evaluation.prices import Prices
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.progress import Markup, safe
 
 GLOSSARY = Path(__file__).with_name("glossary.yaml")
 TRAINING_DATA = "training_data"  # its key among a rung's settings
@@ -209,6 +211,27 @@ def duration(seconds: float) -> str:
 def glossary() -> dict[str, str]:
     """What the words of reports and pages mean."""
     return {str(word): str(text) for word, text in yaml.safe_load(GLOSSARY.read_text("utf-8")).items()}
+
+
+def term(shown: str, word: str = "") -> Markup:
+    """A word whose meaning opens at a click, a tap or a key, on a page that ends with `meanings`.
+
+    `word` is its entry in the glossary, by default what is shown; `title` shows the meaning under a mouse, too.
+    """
+    word = word or shown
+    meaning = safe(glossary()[word])
+    return Markup(
+        f'<button type="button" class="term" popovertarget="{_anchor(word)}" title="{meaning}">{safe(shown)}</button>'
+    )
+
+
+def meanings() -> Markup:
+    """What the words that `term` marks open: each meaning once on a page."""
+    return Markup("".join(f'<div popover id="{_anchor(word)}">{safe(text)}</div>' for word, text in glossary().items()))
+
+
+def _anchor(word: str) -> str:
+    return "term-" + re.sub(r"\W+", "-", word)
 
 
 def measured(result: ClimbResult) -> list[RungResult]:

@@ -22,7 +22,7 @@ from rung.feedback.trials import TrialReport, stop, trial_report
 from rung.serving.context import context_of, reviewers_only
 from rung.serving.limits import Refused, refusal
 from rung.serving.served import ServedArtifact
-from rung.serving.web.review import reviewer_of
+from rung.serving.web.review import reviewer_of, signature
 from rung.serving.web.runs import WIDTH, RunFolder, position, report_of, run_folder, run_folders
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 
@@ -66,7 +66,7 @@ def promote_run(run: str, request: Request, form: FormValues) -> Response:
     """Serve what a climb recommends."""
 
     def change(store: FeedbackStore, root: Path) -> None:
-        reviewer, climb = _reviewer(form), run_folder(sources_of(request).runs, run)
+        reviewer, climb = _reviewer(request, form), run_folder(sources_of(request).runs, run)
         if climb is None or climb.state != "finished":
             raise ConfigError("wrong-folder", f"there is no finished climb {run!r}", hint=RELOAD)
         registry = Registry(root, climb.task)
@@ -90,7 +90,7 @@ def rollback(task: str, request: Request, form: FormValues) -> Response:
     """Serve again what was served before."""
 
     def change(store: FeedbackStore, root: Path) -> None:
-        reviewer = _reviewer(form)
+        reviewer = _reviewer(request, form)
         if not root.is_dir() or task not in {folder.name for folder in root.iterdir()}:
             raise ConfigError("nothing-to-undo", f"nothing was promoted for {task}", hint=RELOAD)
         Registry(root, task).rollback(store, reviewer=reviewer, reason=form.get("reason", ""))
@@ -113,8 +113,8 @@ def _changed(
     return see_other(to)
 
 
-def _reviewer(form: dict[str, str]) -> str:
-    if reviewer := form.get("reviewer", "").strip():
+def _reviewer(request: Request, form: dict[str, str]) -> str:
+    if reviewer := signature(request, form):
         return reviewer
     raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
 
@@ -206,7 +206,7 @@ def promote_challenger(task: str, request: Request, form: FormValues) -> Respons
 
     def change(store: FeedbackStore, root: Path) -> None:
         registry, report = _reported(store, root, task, form)
-        reviewer = _reviewer(form)
+        reviewer = _reviewer(request, form)
         if report.step != "promote":
             message = f"the trial of {task} does not show that its challenger is better"
             raise ConfigError("promotion-refused", message, hint=RELOAD)

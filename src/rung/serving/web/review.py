@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from rung.errors import DataError, RungError
 from rung.feedback.corrections import matched_label
 from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, DayCount, ReviewCase
-from rung.feedback.store import FeedbackStore
+from rung.feedback.store import FeedbackStore, in_force
 from rung.serving.context import context_of, reviewers_only
 from rung.serving.endpoints import ranked
 from rung.serving.limits import Refused
@@ -131,7 +131,7 @@ def case(identity: str, request: Request, look: Query, done: str = "") -> Respon
 @router.post("/{identity}/correction")
 def correct(identity: str, request: Request, look: Query, store: Store, form: FormValues) -> Response:
     """Store a correction, and go to the next case."""
-    reviewed, reviewer = _case(store, identity), form.get("reviewer", "")
+    reviewed, reviewer = _case(store, identity), signature(request, form)
     interaction = reviewed.interaction
     expected = interaction.actual if "right" in form else form.get("exactly", form.get("expected", ""))
     before, after = _neighbours([each.interaction.id for each in _cases(store, look)], identity)
@@ -150,11 +150,12 @@ def correct(identity: str, request: Request, look: Query, store: Store, form: Fo
 def undo(identity: str, request: Request, look: Query, store: Store, form: FormValues) -> Response:
     """Undo the reviewer's own last correction, and show the case."""
     _case(store, identity)
+    reviewer = signature(request, form)
     try:
-        store.undo(identity, form.get("reviewer", ""))
+        store.undo(identity, reviewer)
     except DataError as error:
-        return _page(request, look, identity, problem=str(error), status=400, reviewer=form.get("reviewer", ""))
-    return _to(identity, look, reviewer=form.get("reviewer", ""))
+        return _page(request, look, identity, problem=str(error), status=400, reviewer=reviewer)
+    return _to(identity, look, reviewer=reviewer)
 
 
 @router.post("/{identity}/difference")
@@ -191,20 +192,23 @@ def _page(
     cases = _cases(store, look)
     chosen = _case(store, identity) if identity is not None else next(iter(cases), None)
     tasks = {served.artifact.signature.task for served in context_of(request).server.served.artifacts()}
+    reviewer = reviewer or reviewer_of(request)
     values = {
         "look": look, "views": VIEWS, "reasons": REASONS, "tasks": sorted(tasks | {look.task} - {""}), "cases": cases,
         "total": store.count(look.filter), "shown": SHOWN, "case": chosen, "opened": identity is not None,
-        "days": _days(store, look), "done": done, "problem": problem, "reviewer": reviewer or reviewer_of(request),
+        "days": _days(store, look), "done": done, "problem": problem, "reviewer": reviewer, "own": False,
     }  # fmt: skip
     if chosen is not None:
         interaction = chosen.interaction
         start = chosen.expected or chosen.suggestion or interaction.actual
         before, after = _neighbours([each.interaction.id for each in cases], interaction.id)
+        history, about = store.history(interaction.id), (interaction.task, interaction.input_id)
         values |= {
             "before": before, "after": after, "draft": start if draft is None else draft,
             "pieces": differences(interaction.actual, start),
             "labels": context_of(request).server.served.labels(interaction.task),
-            "history": store.history(interaction.id), "feedback": store.feedback(interaction.id),
+            "history": history, "own": in_force(history, reviewer) is not None,
+            "opinions": store.opinions(*about).get(about), "feedback": store.feedback(interaction.id),
         }  # fmt: skip
     return page(request, "failures", "Failures", status=status, **values)
 
@@ -246,10 +250,14 @@ def _neighbours(ids: Sequence[str], identity: str) -> tuple[str | None, str | No
 
 
 def reviewer_of(request: Request) -> str:
-    """Look up the name that a reviewer gave last, or that of the key; without keys, the user who runs the server."""
-    context = context_of(request)
-    own = context.key.name if context.key else getpass.getuser() if context.server.access.keys is None else ""
-    return unquote(request.cookies.get(REVIEWER, "")) or own
+    """The name of who is signed in; without keys, the name given last, or that of the user who runs the server."""
+    key = context_of(request).key
+    return (key.name or key.id) if key else unquote(request.cookies.get(REVIEWER, "")) or getpass.getuser()
+
+
+def signature(request: Request, form: Mapping[str, str]) -> str:
+    """Whose name goes below what a form decides: who is signed in, and only without keys the name in the form."""
+    return reviewer_of(request) if context_of(request).key else form.get("reviewer", "").strip()
 
 
 def _to(identity: str | None, look: ReviewQuery, *, reviewer: str, done: str = "") -> Response:

@@ -8,21 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from rung.climbing.store import watch_lines
-from rung.evaluation.report.explorer import AnsweredRows, answered_rows
+from rung.climbing.store import watch_predictions
+from rung.evaluation.report.explorer import AnsweredRows, answered_rows, notes_of
 from rung.evaluation.report.words import measured
-from rung.evaluation.result import Prediction
 from rung.serving.limits import Refused
 from rung.serving.web.runs import RunFolder, report_of, run_folder
 from rung.serving.web.site import page, sources_of
-from rung.yamlfile import unreadable
 
 router = APIRouter(include_in_schema=False)
 PAGE = 25  # rows shown at once
@@ -88,7 +85,7 @@ def row(name: str, request: Request, split: str, id: str, pick: str = "") -> Res
     answers = [_answer(arm, one) for arm, one in zip(found.arms, values["a"], strict=True) if one]
     known = [answer.rung for answer in answers]
     pick = pick if pick in known else found.arms[found.place] if found.arms[found.place] in known else known[0]
-    prediction = next(each for each in _predictions(run.folder, pick) if (each.split, each.id) == (split, id))
+    prediction = next(each for each in watch_predictions(run.folder, pick) if (each.split, each.id) == (split, id))
     return page(
         request, "row", f"A row of {run.task}", run=run, row=prediction, answers=answers, pick=pick,
         rows=f"/runs/{quote(name)}/rows?{urlencode({'pick': pick})}",
@@ -111,15 +108,7 @@ def _rows_of(run: RunFolder) -> AnsweredRows:
 @lru_cache(maxsize=2)
 def _read(run: RunFolder, stamps: tuple[tuple[str, int], ...]) -> AnsweredRows:  # noqa: ARG001  they tell changes
     result = report_of(run)
-    return answered_rows(result, {rung.name: _predictions(run.folder, rung.name) for rung in measured(result)})
-
-
-def _predictions(folder: Path, rung: str) -> list[Prediction]:
-    file = folder / "rungs" / rung / "predictions.jsonl"
-    try:
-        return [Prediction.of(line) for line in watch_lines(file)]
-    except (LookupError, TypeError) as wrong:
-        raise unreadable(file)(f"holds a line that is no prediction: {wrong}") from wrong
+    return answered_rows(result, {rung.name: watch_predictions(run.folder, rung.name) for rung in measured(result)})
 
 
 def _shown(found: AnsweredRows, number: int, arm: int, run: str) -> ShownRow:
@@ -130,9 +119,4 @@ def _shown(found: AnsweredRows, number: int, arm: int, run: str) -> ShownRow:
 
 
 def _answer(rung: str, values: Mapping[str, Any]) -> ShownAnswer:
-    notes = ["" if values["c"] is None else f"{100 * values['c']:.0f} % sure", values.get("n", "")]
-    if values.get("x"):
-        notes.append("abstained")
-    if 0 < values["s"] < 1:
-        notes.append(f"score {values['s']:.2f}")
-    return ShownAnswer(rung, values["t"], values["s"], "; ".join(filter(None, notes)))
+    return ShownAnswer(rung, values["t"], values["s"], notes_of(values))

@@ -15,10 +15,9 @@ from urllib.parse import parse_qsl
 
 from fastapi import Depends
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from markupsafe import Markup
 from starlette.requests import Request
 
-from rung.evaluation.report.words import count_text, glossary
+from rung.evaluation.report.words import count_text, meanings, term
 from rung.serving.access import Sessions
 from rung.serving.context import context_of
 from rung.serving.limits import Refused
@@ -90,7 +89,7 @@ def page(request: Request, template: str, title: str, *, status: int = 200, **va
     shared = {
         "title": title, "pages": PAGES, "here": "/" + request.url.path.split("/")[1], "key": context.key,
         "form_token": site_of(request).sessions.form_token(request.headers.get("cookie", "")),
-        "inside": context.key is not None or context.server.access.keys is None,
+        "meanings": meanings(), "inside": context.key is not None or context.server.access.keys is None,
     }  # fmt: skip
     text = _environment().get_template(f"{template}.html").render({**shared, **values})
     return HTMLResponse(text.encode(errors="replace"), status, HEADERS)
@@ -122,22 +121,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "term": _term,
+        "term": term,
         "pair": lambda value: (value, value),  # of an option: its value, and its text
         "percent": lambda value: f"{100 * value:.1f} %",
         "short": lambda value: str(value)[:12],
         "count": count_text, "time": _time, "seconds": _seconds,
     }  # fmt: skip
     return environment
-
-
-def _term(shown: str, word: str = "") -> Markup:
-    """A word whose meaning opens at a click, a tap or a key; once on a page. `word` is its entry in the glossary."""
-    word = word or shown
-    name = "term-" + word.replace(" ", "-").replace(",", "")
-    return Markup(
-        '<button type="button" class="term" popovertarget="{}">{}</button><span popover id="{}">{}</span>'
-    ).format(name, shown, name, glossary()[word])
 
 
 def _time(value: datetime | float) -> str:

@@ -7,19 +7,18 @@ Uploaded rows go into a new folder below FOLDER; nothing that is there is replac
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from rung.climbing.budget import parse_budget
 from rung.serving.context import reviewers_only
 from rung.serving.limits import Refused
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 from rung.serving.web.starter import Starter
 
 router = APIRouter(prefix="/start", include_in_schema=False, dependencies=[Depends(reviewers_only)])
-BUDGET = re.compile(r"\d{1,6}(\.\d{1,3})?[smh]")
 
 
 def starter_of(request: Request) -> Starter:
@@ -41,12 +40,11 @@ def form(request: Request, starter: Starts) -> Response:
 
 @router.post("")
 def start(starter: Starts, form: FormValues) -> Response:
-    """Start a climb or an improvement of a task."""
+    """Start a climb or an improvement of a task; a budget that is none is refused as on the command line."""
     task, budget = form.get("task", ""), form.get("budget", "10m")
     if task not in starter.tasks():
         raise Refused(404, "no-task", f"there is no task {task!r}")
-    if not BUDGET.fullmatch(budget):
-        raise Refused(400, "bad-budget", "a budget is a time such as 90s, 10m or 2h")
+    parse_budget(budget)
     improve = form.get("what") == "improve"
     if improve and starter.improving is None:
         raise Refused(409, "no-store", "this server captures nothing, so there is nothing to improve from")

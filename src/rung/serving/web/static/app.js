@@ -29,3 +29,16 @@ document.addEventListener("keydown", (event) => {
     target.click();
   }
 });
+
+// A part of a page that is drawn again every few seconds keeps its focus, so that Tab goes on from there.
+const stops = (root) => [...root.querySelectorAll("a[href], button, input, select, textarea, summary, [tabindex]")];
+let stop = -1;
+
+document.addEventListener("htmx:beforeSwap", (event) => {
+  stop = document.activeElement.id ? -1 : stops(event.detail.target).indexOf(document.activeElement);
+});
+
+document.addEventListener("htmx:afterSettle", (event) => {
+  if (stop >= 0) stops(event.detail.elt)[stop]?.focus({ preventScroll: true });
+  stop = -1;
+});
