@@ -736,8 +736,8 @@ def test_columns_that_a_text_quotes_are_the_fields_of_one_record() -> None:
     assert "json, because 'company', 'date', 'total' make one record of a row" in said
     data = task.read()
     answers = {row.source: row.outputs for row in (*data.train, *data.validation, *data.test)}
-    assert answers["receipts.csv:3"] == ('{"company":"Shop 1","date":"02-03-2026","total":"1.50"}',)
-    assert answers["receipts.csv:2"] == ('{"company":"Shop 0","date":"01-03-2026","total":null}',)  # an empty cell
+    assert answers["receipts.csv:3"] == ('{"company": "Shop 1", "date": "02-03-2026", "total": "1.50"}',)
+    assert answers["receipts.csv:2"] == ('{"company": "Shop 0", "date": "01-03-2026", "total": null}',)  # an empty cell
     task, _ = task_of("receipts.csv", "--output", "date,company", "--force")
     assert (task.output.kind, task.output.columns) == ("json", ["date", "company"])
 

@@ -507,3 +507,57 @@ def test_signing_in_leads_nowhere_else(site):
     for to in ("https://evil.example", "//evil.example", "/\\evil.example"):
         text = httpx.get(f"{site.url}/sign-in", params={"to": to}).text
         assert re.search(r'name="to" value="([^"]*)"', text)[1] == "/"
+
+
+# ---- the keyboard
+
+
+TABBED = """() => {
+  const at = document.activeElement;
+  if (at === document.body) return null;
+  const style = getComputedStyle(at), box = at.getBoundingClientRect();
+  const all = [...document.querySelectorAll('*')];
+  return {place: all.indexOf(at), seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0,
+          inside: box.width > 0 && box.left >= -1 && box.left < innerWidth, html: at.outerHTML.slice(0, 90)};
+}"""
+CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
+  .filter(one => one.type !== 'hidden' && !one.disabled && one.checkVisibility({visibilityProperty: true}))
+  .map(one => [...document.querySelectorAll('*')].indexOf(one))"""
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/intents", "/runs/intents/rows", "/playground", "/failures/r1",
+                                  "/promotions", "/trials/intents", "/load", "/start", "/glossary"])  # fmt: skip
+def test_tab_reaches_every_control_shows_it_and_leaves_it(site, watched, path):
+    page = watched.page
+    page.goto(site.url + path)
+    if path == "/failures/r1":
+        page.get_by_role("group", name="Likeliest labels").wait_for()
+    controls = set(page.evaluate(CONTROLS))
+    reached, left = [], False
+    for _ in range(len(controls) + 5):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(TABBED)
+        if stop is None or stop["place"] in reached:
+            left = True  # past the last control, or at the first again
+            break
+        assert stop["seen"], f"no focus is shown: {stop['html']}"
+        assert stop["inside"], f"the focus is outside of the page: {stop['html']}"
+        reached.append(stop["place"])
+    assert left
+    assert controls <= set(reached)
+    assert reached == sorted(reached)  # in the order of the page
+    assert watched.problems == []
+
+
+def test_what_is_drawn_again_keeps_its_focus(site, watched):
+    page = watched.page
+    page.goto(f"{site.url}/load")
+    page.get_by_role("button", name="Pending").focus()
+    page.evaluate("document.querySelector('#load').dataset.old = 'yes'")
+    page.locator("#load:not([data-old])").wait_for(timeout=10_000)
+    assert page.evaluate("document.activeElement.textContent") == "Pending"
+    page.keyboard.press("Enter")
+    page.get_by_text("Answers that wait or are being written now.").wait_for()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.textContent") == "Pending"
+    assert watched.problems == []
