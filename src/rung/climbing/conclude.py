@@ -301,7 +301,7 @@ def decision(state: ClimbState, found: Decision | None, best: str, blocked: Mapp
         seen = f"Only {incumbent} was measured, on {n} {_rows(state)}" if n else "Nothing was measured"
         if raced:
             seen = f"Nothing was compared with {incumbent}, so there is nothing to recommend"
-        why = rest or "no rung applies to this task"
+        why = rest or ("the budget ended before; give more" if raced else "no rung applies to this task")
         return f"{seen}: {why}. {'' if rest else f'Use {incumbent}.'}".rstrip()
     if best != incumbent:
         sentence = _use(state, found, best)
