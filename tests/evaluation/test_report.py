@@ -210,7 +210,7 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     page.select_option("#given", "c")
     assert many.inner_text() == "no rows"
     for section in ("Quality against price", "All figures", "Most confused labels", "Training"):  # rows of each figure
-        links = page.locator(f"section:has(h2:text-is('{section}')) a[href^='#rows?']")
+        links = page.locator(f"section:has(h2:has-text('{section}')) a[href^='#rows?']")
         assert links.count() >= 1, section
         links.first.click()
         chosen = re.search(r"pick=([\w-]+)", links.first.get_attribute("href"))[1]

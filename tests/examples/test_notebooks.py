@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ("banking77", "documents", "preferences")
+NAMES = ("banking77", "documents", "preferences", "sroie")
 
 
 def read(name):

@@ -140,9 +140,8 @@ def serve(
 
 def _curl(url: str, asked: ServedArtifact, *, with_key: bool) -> str:
     """The command that asks an artifact for one answer."""
-    row = dict.fromkeys(asked.artifact.signature.inputs, "...")
-    if asked.artifact.signature.kind == "chat":
-        row = {name: [{"role": "user", "content": "..."}] for name in row}
+    chat = asked.artifact.signature.kind == "chat"
+    row = {name: [{"role": "user", "content": "..."}] if chat else "..." for name in asked.artifact.signature.inputs}
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     body = shlex.quote(json.dumps({"rows": [row]}))
     return f"curl {url}/v1/tasks/{quote(asked.name)}/predict{key} -H 'Content-Type: application/json' -d {body}"

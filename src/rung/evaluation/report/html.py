@@ -33,6 +33,10 @@ TERMS = {  # heads and titles whose words the glossary has under another name
     "left the race": "stopped early", "Confidence": "confidence", "The ladder": "rung",
     "Quality against price": "price of 1,000", "Where the time went": "climb", "difference": "pp",
 }  # fmt: skip
+NO_CURVE = (
+    "There is no learning curve: it is that of a head on a sentence encoder, which takes labels, 40 rows or more, and "
+    "a rung with an encoder in the climb. To see what more rows bring here, climb again on half of the rows."
+)
 EXPECTATIONS = {"help": "helps", "not": "does not help", "unknown": "open"}
 
 STYLE = """
@@ -207,7 +211,8 @@ def _priced(result: ClimbResult) -> str:
 
 def _next(result: ClimbResult) -> str:
     texts = [*result.next_steps, *words.unfinished_notes(result)]
-    return _paragraphs(texts) + _figure(plots.learning_curve(result), wide=False)
+    curve = _figure(plots.learning_curve(result), wide=False)
+    return _paragraphs(texts) + (curve or _paragraphs((NO_CURVE,) if words.measured(result) else ()))
 
 
 def _ladder(result: ClimbResult) -> str:
