@@ -22,7 +22,7 @@ def job(small_task_file, tiny_zero, tiny_folder, tmp_path):
     base = tiny_zero.save(tmp_path / "base")
     return Job(
         kind="fit", out=str(tmp_path / "out"), task=str(small_task_file), overrides=overrides, artifact=str(base),
-        artifact_fingerprint=fingerprint(base), rung="lora", settings={"epochs": 1},
+        artifact_fingerprint=fingerprint(base), rung="lora", settings={"epochs": 1, "precision": "float32"},
     )  # fmt: skip
 
 
