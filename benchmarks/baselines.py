@@ -9,6 +9,8 @@ found in the text for the others, for documents the sentence of the best TF-IDF.
 validation rows, with scikit-learn's default settings. The best one by its score on the test rows is compared, so the
 comparison favours the baselines.
 
+The last table holds the climbs' estimates against what was measured, for arms of two seconds and more.
+
 `--arms` fits rungs by name instead of climbing, and takes the one with the best cross-validated score on the training
 rows. The texts of `docstrings` are those of installed packages. `--data` names the folder of the original data sets.
 """
@@ -241,14 +243,22 @@ def baselines(task: Task, data: Data) -> dict[str, list[str]]:
 # ---- the comparison
 
 
-def recommended(task: Task, data: Data, budget: str, out: Path) -> tuple[str, Artifact, dict[str, float]]:
-    """Climb, and give the recommended artifact."""
+Found = tuple[str, Artifact, dict[str, float], dict[str, tuple[float, float]]]
+
+
+def recommended(task: Task, data: Data, budget: str, out: Path) -> Found:
+    """Climb, and give the recommended artifact, all scores, and the estimated and measured seconds of each arm."""
     done = climb(task, budget, options=ClimbOptions(out=out), data=data)
-    tried = {rung.name: rung.score for rung in done.result.rungs if rung.score is not None}
-    return done.result.recommended, done.recommended, tried
+    measured = [rung for rung in done.result.rungs if rung.score is not None]
+    times = {
+        rung.name: (round(rung.expected_seconds, 1), round(rung.fit_seconds + rung.seconds, 1))
+        for rung in measured
+        if rung.expected_seconds is not None and max(rung.expected_seconds, rung.fit_seconds + rung.seconds) >= 2
+    }
+    return done.result.recommended, done.recommended, {rung.name: rung.score or 0.0 for rung in measured}, times
 
 
-def chosen(task: Task, data: Data, names: Sequence[str]) -> tuple[str, Artifact, dict[str, float]]:
+def chosen(task: Task, data: Data, names: Sequence[str]) -> Found:
     """Fit the arms on two thirds of the rows, choose by the others, and fit the best on all rows."""
     known = [*data.train, *data.validation]
     random.Random(0).shuffle(known)
@@ -262,7 +272,7 @@ def chosen(task: Task, data: Data, names: Sequence[str]) -> tuple[str, Artifact,
             rows = evaluate(rung.fit(start, part), known[:third], "validation", folder=data.folder)
             scores[name] = sum(row.score for row in rows) / len(rows)
     best = max(scores, key=lambda name: scores[name])
-    return best, get(best, task).fit(start, whole), scores
+    return best, get(best, task).fit(start, whole), scores, {}
 
 
 def _only(data: Data, rows: Sequence[Example]) -> Data:
@@ -281,9 +291,9 @@ def compared(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             scores[way] = [score.value for score in metric.scores(cases(data.test, given))]
         start = time.perf_counter()
         if arguments.arms:
-            own, artifact, tried = chosen(task, data, arguments.arms.split(","))
+            own, artifact, tried, times = chosen(task, data, arguments.arms.split(","))
         else:
-            own, artifact, tried = recommended(task, data, arguments.budget, Path(folder) / "runs")
+            own, artifact, tried, times = recommended(task, data, arguments.budget, Path(folder) / "runs")
         seconds = time.perf_counter() - start
         ours = [row.score for row in evaluate(artifact, data.test, "test", folder=data.folder)]
     best = max(scores, key=lambda way: sum(scores[way]))
@@ -294,6 +304,7 @@ def compared(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "score": round(100 * float(np.mean(ours)), 1), "baseline": best, "baseline_score": means[best],
         "low": round(100 * pair.low, 1), "high": round(100 * pair.high, 1), "p": round(pair.p, 4),
         "seconds": round(seconds, 1), "baselines": means, "tried": {k: round(100 * v, 1) for k, v in tried.items()},
+        "times": times,
     }  # fmt: skip
 
 
@@ -316,10 +327,26 @@ def main() -> None:
             f"{one['baseline_score']:5}  {gap:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] p = {one['p']:.3f}, "
             f"{one['seconds']:.0f} s", flush=True,
         )  # fmt: skip
+    for one in results:
+        for arm, (expected, took) in one["times"].items():
+            print(f"{one['set']:15} {arm:35} expected {expected:7.1f} s, took {took:7.1f} s")
     better = sum(one["low"] > 0 for one in results)
     worse = sum(one["high"] < 0 for one in results)
+    pairs = [pair for one in results for pair in one["times"].values()]
+    close = sum(0.5 <= expected / took <= 2 for expected, took in pairs) / max(1, len(pairs))
     met = worse == 0 and 2 * better >= len(results)
-    print(json.dumps({"benchmark": "baselines", "better": better, "worse": worse, "sets": results, "met": met}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "baselines",
+                "better": better,
+                "worse": worse,
+                "within_twice": round(close, 2),
+                "sets": results,
+                "met": met,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

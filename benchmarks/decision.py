@@ -3,7 +3,7 @@
     python benchmarks/decision.py [--runs 200] [--shapes ladder,steep] [--markdown]
 
 Each run draws scores of 0 and 1 for every arm of a shape on n labelled rows, correlated through the rows' difficulty,
-and decides as a climb does: out of fold below 400 rows, else on a fifth of the rows for the race and a fifth for the
+and decides as a climb does: out of fold below 1,000 rows, else on a fifth of the rows for the race and a fifth for the
 confirmation; race with futility, looks at the confirmation until all comparisons are settled, gate, choice. Out of
 fold, trained arms lose two points because they learn from four fifths of the rows; the truth is without that loss.
 Arm 0 is zero-shot, and costs are relative to it.
@@ -31,14 +31,14 @@ import numpy.typing as npt
 
 from _common import finish
 from _races import race
+from rung.data.splitting import FOLD_BELOW
 from rung.evaluation.decision import decide, settled
 from rung.evaluation.racing import looks, sign_capital
 from rung.evaluation.statistics import compare, holm
 
 Matrix = npt.NDArray[np.float64]
 FOLDER = Path(__file__).parent / "matrices"
-SIZES = (40, 60, 100, 200, 400, 600)
-FOLDS_BELOW = 400
+SIZES = (40, 60, 100, 200, 400, 600, 1000)
 LEARNING = 0.02  # what trained arms lose out of fold
 SHARED = 18  # arms among which the former race shared its capital
 
@@ -196,7 +196,7 @@ def simulate(shape: Shape, n: int, runs: int, seed: int) -> dict[str, Summary]:
         whole = draw(generator, shape.accuracies, n)
         held = Rows(whole[:, :fifth], whole[:, fifth : 2 * fifth], folds=False)
         rows = held
-        if n < FOLDS_BELOW:
+        if n < FOLD_BELOW["category"]:
             fold = draw(generator, lowered, n)
             rows = Rows(fold, fold, folds=True)
         arm, share, sure = climb(rows, shape.costs)

@@ -278,11 +278,12 @@ def test_settings_of_a_cut_that_is_not_made_are_errors(tmp_path: Path, data: dic
 
 
 def test_auto_means_folds_for_small_files_only(tmp_path: Path) -> None:
-    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered(9, 900)))
-    assert len(read(tmp_path, numbered(399)).folds) == 5
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered(9, 1900)))
+    written = {"column": "label", "kind": "text"}
+    assert len(read(tmp_path, numbered(999)).folds) == len(read(tmp_path, numbered(399), output=written).folds) == 5
     assert len(read(tmp_path, numbered(60), test="more.jsonl").folds) == 5
     assert len(read(tmp_path, numbered(399), train_rows=50, split={"seed": 1}).folds) == 5
-    assert read(tmp_path, numbered(400)).folds == ()
+    assert read(tmp_path, numbered(1000)).folds == read(tmp_path, numbered(400), output=written).folds == ()
     for data in (
         {"split": {"test": 0.3}}, {"split": {"method": "holdout"}}, {"validation": "more.jsonl"}, {"test_rows": 20},
         {"split": {"time": "text"}},

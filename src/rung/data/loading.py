@@ -294,9 +294,8 @@ def _method(task: TaskSpec, rows: Sequence[Example], missing: Sequence[str]) -> 
         return "files"
     if (
         wanted == "auto"
-        and task.output.kind != "ranking"
         and task.data.may_use_folds()
-        and len({row.id for row in rows}) < FOLD_BELOW
+        and len({row.id for row in rows}) < FOLD_BELOW.get(task.output.kind, 0)
     ):
         return "folds"
     return "folds" if wanted == "folds" else "holdout"

@@ -159,7 +159,8 @@ class Split(Section):
     method: Literal["auto", "holdout", "folds"] = Field(
         "auto",
         description="holdout: cut validation and test rows off; folds: answer every row out of 5 folds; auto: folds "
-        "below 400 rows, unless shares, `time` or files are given.",
+        "below 1,000 rows with labels or numbers, below 400 with written answers, unless shares, `time` or files are "
+        "given.",
     )
     validation: Fraction = Field(0.2, description="Share of the rows for validation, if it has no file.")
     test: Fraction = Field(0.2, description="Share of the rows for the test, if it has no file.")
