@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,43 @@ def test_compressed_rows_are_bounded(tmp_path, monkeypatch, pack):
     refused(
         "unreadable-file", lambda: list(read_rows(tmp_path / f"bomb.csv.{suffix}")), "bomb.csv", "200 times its size"
     )
+
+
+SHEETS = {  # a kilobyte that openpyxl would make 17 thousand million cells of
+    "a merged area": '<mergeCells count="1"><mergeCell ref="A1:XFD1048576"/></mergeCells>',
+    "an escaped merged area": '<mergeCells count="1"><mergeCell ref="&#65;1:XFD1048576"/></mergeCells>',
+}
+LAST = {
+    "the last cell": '<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>',
+    "a row beyond the last": '<row r="2000000000"><c r="A2000000000"><v>1</v></c></row>',
+}
+
+
+@pytest.mark.parametrize("name", [*SHEETS, *LAST])
+def test_small_workbooks_of_many_cells(tmp_path, name):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["text"])
+    book.active.append(["a"])
+    book.save(tmp_path / "good.xlsx")
+    assert [row.values for row in read_rows(tmp_path / "good.xlsx")] == [{"text": "a"}]
+    with zipfile.ZipFile(tmp_path / "good.xlsx") as good, zipfile.ZipFile(tmp_path / "bomb.xlsx", "w") as bomb:
+        for part in good.namelist():
+            body = good.read(part)
+            if part == "xl/worksheets/sheet1.xml":
+                more = LAST.get(name, "").encode() + b"</sheetData>" + SHEETS.get(name, "").encode()
+                body = body.replace(b"</sheetData>", more)
+            bomb.writestr(part, body)
+    refused("unreadable-file", lambda: list(read_rows(tmp_path / "bomb.xlsx")), "bomb.xlsx")
+
+
+def test_many_columns_take_no_time_of_their_square(tmp_path):
+    names = [f"column{number}" for number in range(50_000)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(names), ",".join("x" for _ in names)]) + "\n")
+    began = time.process_time()
+    (row,) = read_rows(tmp_path / "wide.csv")
+    assert len(row.values) == 50_000
+    assert time.process_time() - began < 3
 
 
 # ---- artifacts

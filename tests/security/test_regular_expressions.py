@@ -3,9 +3,12 @@
 import json
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+import rung
+from rung.artifact.text import Generate, Reasoning
 from rung.data.chat import is_chat
 from rung.data.columns import as_number, look_at
 from rung.data.texts import numbers, words
@@ -16,8 +19,11 @@ from rung.errors import RungError
 from rung.evaluation.metrics.execution import fenced, has_order
 from rung.evaluation.metrics.text import squad_words
 from rung.feedback.capture import Redactor
+from rung.feedback.exchange import own_template
 from rung.models import bounded
-from rung.models.thinking import _WRITTEN
+from rung.models.hub import MODULE_CLASS
+from rung.models.reference import NORM
+from rung.models.thinking import _OPEN_TAG, _WRITTEN
 from rung.prompts.overflow import _WORD_END
 from rung.prompts.prompt import _TAG
 from rung.retrieval.chunking import HEADING, Chunker, sentence_spans
@@ -25,6 +31,7 @@ from rung.retrieval.formats import rejoined
 from rung.retrieval.index import terms
 from rung.retrieval.passage import resolve
 from rung.serving.limits import Refused, RequestLimits, check_json
+from security.pumped import Found, found_in, slow_on
 
 LENGTH = 100_000
 READERS = {
@@ -110,6 +117,16 @@ def test_the_linear_patterns_find_what_they_should():
     assert [bool(HEADING.match(text)) for text in ("## A ##", "#A", "####### A", "# a\nb", "# a\n")] == [
         True, False, False, False, True
     ]  # fmt: skip
+    assert [fenced(text) for text in ("a\n```sql \n  SELECT 1\n```\nb", "```\n\nx```", "``` a b\nx```")] == [
+        "  SELECT 1\n", "\nx", "``` a b\nx```"
+    ]  # fmt: skip
+    tags = ("<think>\n", "a <my_thoughts> ", "<reasoning", "<b>", f"<{'a' * 41}think>")
+    assert [bool(_OPEN_TAG.search(text)) for text in tags] == [True, True, False, False, False]
+    assert own_template("{{ Text }} {{answer }}", ["text"]) == "{text} {answer}"
+    tensors = ("norm.weight", "final_layernorm.bias", "ln_f.weight", "a.weight")
+    assert [bool(NORM.fullmatch(name)) for name in tensors] == [True, True, True, False]
+    module = "sentence_transformers.models.Pooling"
+    assert [bool(MODULE_CLASS.fullmatch(name)) for name in (module, f"{module}{'x' * 200}")] == [True, False]
     talks = ("\n\nHuman: a\n\nAssistant: b", "Human: a\nAssistant: b", "a Human: b Assistant: c")
     assert [is_chat(text) for text in talks] == [True, True, False]
     assert [_WRITTEN.sub("", text) for text in (" <think>a</think> b", "a</think>b", "<think>a")] == [
@@ -119,7 +136,7 @@ def test_the_linear_patterns_find_what_they_should():
     ]
 
 
-@pytest.mark.parametrize("kind", ["regex", "json_schema"])
+@pytest.mark.parametrize("kind", ["regex", "json_schema", "reasoning", "answer"])
 def test_a_pattern_by_others_is_ended(monkeypatch, kind):
     monkeypatch.setattr(bounded, "SECONDS", 0.5)
     assert bounded.found("a+", "aaa", whole=True)
@@ -128,6 +145,8 @@ def test_a_pattern_by_others_is_ended(monkeypatch, kind):
     check = {
         "regex": lambda: constrained_answer(text, Constraint("regex", pattern), "guided", "stop", "x"),
         "json_schema": lambda: schema_problem(text, schema),
+        "reasoning": lambda: Reasoning("text", regex=pattern)._answer(f"Answer: {text}"),
+        "answer": lambda: Generate(10, regex=pattern).is_valid(text),
     }[kind]
     with pytest.raises(RungError) as caught:
         check()
@@ -141,3 +160,47 @@ def test_patterns_of_schemas_hold():
         schema_problem(value, schema) for value in ({"a": 3, "b": "x"}, {"a": 1}, {"b": "y"}, {"c": "y", "b": 1})
     ]
     assert [problem is None for problem in problems] == [True, False, False, True]
+
+
+SOURCE = Path(rung.__file__).parent
+OURS = ("errors.py", "html.py", "distributed.py")  # they read our own explanations and figures, and Slurm's variables
+PLANTED = {
+    "r'(a+)+$'": "match",
+    "r'\\beyJ[\\w-]{8,}\\.'": "search",
+    "r'```[a-z]*\\s*\\n(.*?)```', re.DOTALL": "search",
+    "r'<(\\w*(?:think|thought)\\w*)>\\s*\\Z'": "search",
+    "r'a(\\.\\w+)*\\.models(\\.\\w+)*\\.[A-Z]'": "fullmatch",
+    "r'\\s+$'": "search",
+    "r'\\d+(?:\\.\\d+)?%'": "finditer",
+    "r'\\{\\{\\s*([^{}]*?)\\s*\\}\\}'": "findall",
+    "f'x{1}' + r'(?:b|bb|[bc])*d'": "match",
+}
+
+
+def test_every_pattern_of_the_package_is_pumped():
+    files = {file: file.read_text("utf-8") for file in sorted(SOURCE.rglob("*.py"))}
+    everywhere = "\n".join(files.values())
+    patterns = {
+        (found.pattern, found.flags, found.call): (file, found)
+        for file, source in files.items() if file.name not in OURS for found in found_in(source, everywhere)
+    }  # fmt: skip
+    assert len(patterns) > 120
+    slow = [
+        f"{file.relative_to(SOURCE)}:{found.line} {found.pattern[:60]!r} on {text}"
+        for file, found in patterns.values() if (text := slow_on(found, 6_000, 0.03))
+    ]  # fmt: skip
+    assert not slow, "\n".join(slow)
+
+
+@pytest.mark.parametrize("written", PLANTED)
+def test_a_slow_pattern_is_found(written):
+    call = PLANTED[written]
+    (direct,) = found_in(f"import re\nre.{call}({written.partition(', ')[0]}, text)")
+    (compiled,) = found_in(f"_P = re.compile({written})", f"_P = re.compile(x)\n_P.{call}(text)")
+    assert (direct.line, direct.pattern) == (2, compiled.pattern)
+    assert compiled.call == ("match" if call in ("match", "fullmatch") else "search")
+    assert slow_on(compiled, 6_000, 0.03)
+
+
+def test_a_good_pattern_is_not_found():
+    assert not slow_on(Found(1, "search", r"(?<![\w-])eyJ[\w-]{8,}+\.", 0), 6_000, 0.03)

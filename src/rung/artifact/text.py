@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -197,7 +196,7 @@ class Reasoning(Prompted):
 
     def _answer(self, chain: str) -> str:
         text = extracted(chain, self.extract, self.texts)
-        return text if self.regex is None or re.fullmatch(self.regex, text) else ""
+        return text if self.regex is None or found(self.regex, text, whole=True) else ""
 
 
 def reasoning(decoder: Decoder) -> Reasoning | None:

@@ -10,8 +10,9 @@ import os
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from functools import cached_property
@@ -129,6 +130,7 @@ def _finer(value: datetime | time, rest: int) -> str:
 # ---- Excel
 
 MAX_UNPACKED = 400_000_000  # bytes of an Excel file's parts together: a small file may unpack to anything
+MAX_CELLS = 50_000_000  # up to the last row and column of a sheet, and in merged areas: openpyxl makes each of them
 
 
 def header_names(cells: Sequence[str], where: Location) -> list[str]:
@@ -141,7 +143,7 @@ def header_names(cells: Sequence[str], where: Location) -> list[str]:
     if len(cells) > 1 and cells[0].strip() and not any(cell.strip() for cell in cells[1:]):
         problem = f"the first row names one of {len(cells)} columns: {names[0][:80]!r} may be a title"
         raise DataError("bad-csv", problem, where=where, hint="remove what is above the names, or name every column")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError("duplicate-name", f"the column {twice!r} is in the header twice", where=where)
     return names
@@ -156,6 +158,11 @@ def _workbook(file: IO[bytes], path: Path, *, formulas: bool = False) -> Any:
         if unpacked > MAX_UNPACKED:
             hint = "save it as CSV or Parquet"
             raise DataError("unreadable-file", f"{path} unpacks to {unpacked / 1e6:,.0f} MB", hint=hint)
+        with zipfile.ZipFile(file) as parts:
+            cells = max((_cells(parts, name) for name in parts.namelist()), default=0)
+        if cells > MAX_CELLS:
+            problem = f"{path} has a sheet of {cells:,} cells, counted to its last row and column"
+            raise DataError("unreadable-file", problem, hint="save it as CSV or Parquet")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of extensions, such as lists to choose from, that it leaves out
             return openpyxl.load_workbook(file, data_only=not formulas, keep_links=False)
@@ -165,6 +172,25 @@ def _workbook(file: IO[bytes], path: Path, *, formulas: bool = False) -> Any:
         hint = "open it in Excel and save it again as .xlsx, without a password"
         reason = str(error) or type(error).__name__
         raise DataError("unreadable-file", f"{path} is no readable Excel file: {reason}", hint=hint) from error
+
+
+def _cells(parts: zipfile.ZipFile, name: str) -> int:
+    """How many cells openpyxl makes of a part; 0 where it is no sheet."""
+    from openpyxl.utils.cell import range_boundaries
+    from openpyxl.xml.functions import iterparse
+
+    rows = columns = merged = 0
+    with parts.open(name) as xml, suppress(SyntaxError):  # what is no XML, such as an image
+        for _, element in iterparse(xml):
+            tag, place = str(element.tag).rpartition("}")[2], element.get("ref") or element.get("r") or ""
+            if tag in ("c", "mergeCell") and place:
+                left, top, right, bottom = range_boundaries(place)
+                rows, columns = max(rows, bottom), max(columns, right)
+                merged += (bottom - top + 1) * (right - left + 1) if tag == "mergeCell" else 0
+            elif tag == "row" and place.isdigit():
+                rows = max(rows, int(place[:9]))
+            element.clear()
+    return max(rows * columns, merged)
 
 
 def _sheet(book: Any, path: Path, name: str | None) -> Any:

@@ -215,7 +215,7 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
     return _interaction(values, as_read, task), expected if expected.strip() else None
 
 
-_MUSTACHE = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+_MUSTACHE = re.compile(r"\{\{([^{}]*+)\}\}")
 _COLUMN = re.compile(r"(?<!\{)\{([^{}]*)\}(?!\})")
 _LONE = re.compile(r"(?<!\{)\{(?!\{)|(?<!\})\}(?!\})")
 
@@ -236,7 +236,7 @@ def own_template(text: str, inputs: Sequence[str]) -> str:
     for match in form.finditer(text):
         if (name := folded(match[1])) in names:
             literals.append(text[end : match.start()])
-            columns.append("{" + known.get(name, match[1]) + "}")
+            columns.append("{" + known.get(name, match[1].strip() if mustache else match[1]) + "}")
             end = match.end()
     literals.append(text[end:])
     if mustache or any(map(_LONE.search, literals)):  # its author doubles no braces

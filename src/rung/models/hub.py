@@ -129,7 +129,7 @@ MAX_ENTRIES = 10_000
 COUNTED = re.compile(r"(?:layers?|experts)$")  # keys of config.json
 MOST_COUNTED = 2048
 # Names that libraries import or take as file names.
-MODULE_CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
+MODULE_CLASS = re.compile(r"(?!.{200})sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
 MODULE_FOLDER = re.compile(r"|\w[\w.-]*(/\w[\w.-]*)*/?")
 ACTIVATION = re.compile(r"torch\.nn(\.\w+)*\.[A-Z]\w*|[\w-]+")
 

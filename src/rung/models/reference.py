@@ -174,7 +174,7 @@ def _licence(folder: Path) -> str | None:
 # ---- a language model's layers, from the names of its tensors, without loading weights
 
 LAYER = re.compile(r"(.+?)\.(\d+)\.")  # `model.layers.3.mlp.down_proj.weight`: the first number counts the layers
-NORM = re.compile(r"(\w*norm\w*|ln_f)\.(weight|bias)")
+NORM = re.compile(r"(\w{0,80}norm\w{0,80}|ln_f)\.(weight|bias)")
 
 
 def tensor_sizes(folder: Path) -> dict[str, int]:

@@ -29,7 +29,7 @@ _SWITCH = re.compile(r"think|reason|effort", re.IGNORECASE)  # variables that ar
 _LEVELS: Mapping[str, tuple[str, ...]] = {
     "low": ("low", "minimal"), "medium": ("medium",), "high": ("high", "xhigh", "max"),
 }  # fmt: skip
-_OPEN_TAG = re.compile(r"<(\w*(?:think|thought|reason)\w*)>\s*\Z")
+_OPEN_TAG = re.compile(r"<(\w{0,40}(?:think|thought|reason)\w{0,40})>\s*+\Z")
 _TAG = re.compile(r"<[^<>]+>")
 
 

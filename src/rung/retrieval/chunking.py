@@ -26,7 +26,7 @@ PROSE = re.compile(r"[^\W\d_]{2}[.!?。！？](?=\s|$)")  # a word at the end of
 # The end of a sentence: Latin, Greek, Arabic and Indic marks before a space; East Asian ones anywhere.
 SENTENCE_END = re.compile(r"[.!?…؟۔।;]['\"”’»)\]]*(?=\s)|[。！？]['\"”’」』）]*|\n")
 ITEM = re.compile(r"[ \t]*(?:[-*+•‣◦▪·–—>]|\(?(?:\d{1,3}|[A-Za-z])[.)])[ \t]")  # the beginning of a list item or quote
-LABELLED = re.compile(r"[ \t]*[^\s:][^:\n.!?]{0,40}:[ \t]")  # `name: value`
+NAMED_VALUE = re.compile(r"[ \t]*[^\s:][^:\n.!?]{0,40}:[ \t]")  # `name: value`
 SHORT, WIDE = 30, 160  # characters of a line that was broken to fit a page are between them
 FULL = 0.75  # of the longest line of the paragraph: what a broken line fills, with the next word
 TITLE_SHARE = 4  # titles and headings may fill a fourth of what is embedded
@@ -241,7 +241,7 @@ def _goes_on(text: str, position: int, end: int, width: int) -> bool:
     length = len(line.strip())
     if not any(map(str.isalnum, following)) or ITEM.match(following) or line.endswith(("  ", "\\")):
         return False
-    if LABELLED.match(line) and LABELLED.match(following):
+    if NAMED_VALUE.match(line) and NAMED_VALUE.match(following):
         return False
     if "\n" not in text[:position].lstrip() and following[0].islower() and width > SHORT:
         return True  # the first line, of which a passage may hold only the end

@@ -30,7 +30,7 @@ BLOCKS = {
     "h3", "h4", "h5", "h6", "summary", "details", "legend", "body", "dialog",
 }  # fmt: skip
 APART = {"option", "optgroup", "select", "textarea", "button", "label", "td", "th"}  # on a line, with spaces around
-CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
+CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*+=\s*+[\"']?+\s*+([A-Za-z0-9._:-]+)", re.IGNORECASE)
 LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 INVISIBLE = {0xAD: None, 0x2060: None, 0xFEFF: None}  # soft hyphens and marks that join
 HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]{2,}+)(?:[-\xad]| ?\u2010)[ \t]*\n[ \t]*([^\W\d_]+)")
@@ -153,7 +153,7 @@ def _markdown(etree: Any, root: Any) -> str:
             write(element.tail)
     lines = ("\v".join(part.strip(" \t") for part in line.split("\v")) for line in "".join(out).split("\n"))
     text = re.sub(r"[ \t]{2,}", " ", "\n".join(lines))
-    text = re.sub(r"\v*\n\v*", "\n", re.sub(r"\v{2,}", "\n\n", text))
+    text = re.sub(r"\v?\n\v?", "\n", re.sub(r"\v{2,}", "\n\n", text))
     text = re.sub(r"\n{3,}", "\n\n", text).strip().replace("\v", "  \n")  # two spaces: a line break of Markdown
     return re.sub(r"\0(\d+)\0", lambda place: _fenced(code[int(place[1])]), text)
 

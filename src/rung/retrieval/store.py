@@ -332,7 +332,7 @@ def is_of_lancedb(problem: Exception) -> bool:
 
 def unreachable(address: str, problem: Exception) -> ArtifactError:
     """Explain why LanceDB cannot use the tables at an address, with the object store's own code and message."""
-    answer = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", str(problem))
+    answer = re.search(r"<Code>([^<]*+)</Code>(?:\s*+<Message>([^<]*+)</Message>)?", str(problem))
     cause = ": ".join(filter(None, answer.groups())) if answer else str(problem).splitlines()[0][:300]
     return ArtifactError(
         "index-unreachable", f"the index at {address} cannot be read or written: {cause}",

@@ -49,7 +49,7 @@ _MAX_RESULT = 50_000_000  # bytes of all values of a result
 _MAX_COLUMNS = 200
 _CACHE_PAGES = -16_000  # KiB of memory for sorting; more goes to temporary files
 _DIGITS = 6  # decimals to which real numbers are compared
-_FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+_FENCED = re.compile(r"```[a-zA-Z]*+[^\S\n]*+\n(.*?)```", re.DOTALL)
 _IGNORED = re.compile(  # what is not closed ends with the text, so that no text is read twice
     r"--[^\n]*+|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*+(?:'|\Z)|\"(?:[^\"]|\"\")*+(?:\"|\Z)|`[^`]*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z)",
     re.DOTALL,

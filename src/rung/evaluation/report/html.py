@@ -177,7 +177,7 @@ def _figure(drawn: Figure | None, *, wide: bool = True) -> str:
         styles = dict(part.split(":", 1) for part in match.group(1).split(";") if ":" in part)
         pairs = {key.strip(): value.strip() for key, value in styles.items()}
         if "font" in pairs:  # the shorthand has no presentation attribute
-            pairs |= {"font-size": re.sub(r".*?([\d.]+px).*", r"\1", pairs.pop("font")), "font-family": "sans-serif"}
+            pairs |= {"font-size": re.sub(r"\A.*?([\d.]+px).*", r"\1", pairs.pop("font")), "font-family": "sans-serif"}
         return " ".join(f'{key}="{value}"' for key, value in pairs.items())
 
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
