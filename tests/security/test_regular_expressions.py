@@ -166,7 +166,6 @@ SOURCE = Path(rung.__file__).parent
 OURS = ("errors.py", "html.py", "distributed.py")  # they read our own explanations and figures, and Slurm's variables
 PLANTED = {
     "r'(a+)+$'": "match",
-    "r'\\beyJ[\\w-]{8,}\\.'": "search",
     "r'```[a-z]*\\s*\\n(.*?)```', re.DOTALL": "search",
     "r'<(\\w*(?:think|thought)\\w*)>\\s*\\Z'": "search",
     "r'a(\\.\\w+)*\\.models(\\.\\w+)*\\.[A-Z]'": "fullmatch",
