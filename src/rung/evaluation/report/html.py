@@ -236,7 +236,7 @@ def _ladder(result: ClimbResult) -> str:
             line += f'<line x1="{place(r.low)}" x2="{place(r.high)}" y1="8" y2="8"/>'
         mark = f'<circle{"" if r.stopped is None else " class=raced"} cx="{score}" cy="8" r="4"/>'
         comparison = words.against(result, r.name)
-        parts = [f"{r.n} {r.split} rows", f"{words.money_text(r.price_per_1000)} per 1,000"]
+        parts = [words.rows_text(r), f"{words.money_text(r.price_per_1000)} per 1,000"]
         if comparison is not None:
             parts += [f"{words.delta_text(comparison)} against {comparison.a}", words.outcome_text(comparison)]
         if r.stopped is not None:

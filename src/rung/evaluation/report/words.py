@@ -29,6 +29,11 @@ FEW = 3  # skipped rungs, up to which the reason of each is printed
 LEVEL = 0.05  # of significance, as in the confirmation
 
 
+def rows_text(rung: RungResult) -> str:
+    """The rows that a rung was measured on: `240 test rows`, or `300 rows out of fold`."""
+    return f"{rung.n} rows out of fold" if rung.split == "folds" else f"{rung.n} {rung.split} rows"
+
+
 def score_text(rung: RungResult) -> str:
     """`85.2 % [82.1, 87.8]`, or `85.2 %` without an interval; empty without a score."""
     if rung.score is None:

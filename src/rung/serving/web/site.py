@@ -17,7 +17,7 @@ from fastapi import Depends
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.requests import Request
 
-from rung.evaluation.report.words import count_text, meanings, term
+from rung.evaluation.report.words import count_text, meanings, rows_text, term
 from rung.serving.access import Sessions
 from rung.serving.context import context_of
 from rung.serving.limits import Refused
@@ -121,7 +121,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "term": term,
+        "term": term, "rows": rows_text,
         "pair": lambda value: (value, value),  # of an option: its value, and its text
         "percent": lambda value: f"{100 * value:.1f} %",
         "short": lambda value: str(value)[:12],
