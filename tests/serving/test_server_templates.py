@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +108,23 @@ def test_transformers_renders_the_server_s_template_as_rung_does(tokenizer, temp
             list(messages), chat_template=for_server, tokenize=False, add_generation_prompt=True
         )
         assert tuple(theirs(text, add_special_tokens=False).input_ids) == encode_messages(loaded, messages)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
+def test_a_server_s_template_thinks_as_the_artifact_does_unless_asked(tokenizer, name):
+    from transformers import AutoTokenizer
+
+    trl = find_spec("trl")
+    own = (Path(str(trl and trl.origin)).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    loaded = tokenizer(own)
+    theirs = AutoTokenizer.from_pretrained(loaded.folder)
+
+    def text(template, **asked):
+        return theirs.apply_chat_template(
+            [USER], chat_template=template, tokenize=False, add_generation_prompt=True, **asked
+        )
+
+    off, on = server_template(loaded), server_template(loaded, "on")
+    assert loaded.encode(text(off)) == encode_messages(loaded, (USER,))
+    assert text(off) == text(own, enable_thinking=False) != text(own, enable_thinking=True)
+    assert text(on) == text(off, enable_thinking=True) == text(own, enable_thinking=True)

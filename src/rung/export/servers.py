@@ -23,7 +23,7 @@ from rung.export.merge import check_new, write_model
 from rung.models.cache import publish
 from rung.models.messages import Message, Messages, accepts_system, end_token, fold_system
 from rung.models.reference import ModelFiles, is_endpoint, resolve
-from rung.models.thinking import answer_beginning
+from rung.models.thinking import Thinking, answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
@@ -55,15 +55,21 @@ WORDS = ("Mind this.", "Is it {{ .Content }} or\n\n{% x %}?", 'No: "it" \\ is 2 
 LOOSE = " x \n"  # a message with white space around it, which many templates strip
 
 
-def server_template(tokenizer: Tokenizer) -> str | None:
+def server_template(tokenizer: Tokenizer, thinking: Thinking = "off") -> str | None:
     """A chat template with which a server renders what Rung does; None where the model's own does so.
 
-    Servers refuse chats with a model that has no template, and system messages where the template knows none.
+    Servers refuse chats with a model that has no template, and system messages where the template knows none. A
+    template that can think does so as the artifact does, unless a request says otherwise (`chat_template_kwargs`).
     """
     if tokenizer.chat_template is None:
         bos = tokenizer.bos_token if tokenizer.adds_bos else None
         return PLAIN % (f"{{{{ {json.dumps(bos, ensure_ascii=False)} }}}}" if bos else "")
-    return None if accepts_system(tokenizer) else FOLDED + tokenizer.chat_template
+    switches = "".join(
+        f"{{%- if {name} is not defined -%}}{{%- set {name} = {json.dumps(value)} -%}}{{%- endif -%}}"
+        for name, value in answer_beginning(tokenizer, thinking).variables
+    )
+    head = switches + ("" if accepts_system(tokenizer) else FOLDED)
+    return head + tokenizer.chat_template if head else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +223,7 @@ def _write_folder(artifact: Artifact, files: ModelFiles, target: Path, progress:
     else:
         model.mkdir()
         write_model(artifact, model)
-    if (template := server_template(Tokenizer.load(model))) is not None:
+    if (template := server_template(Tokenizer.load(model), artifact.prompt.thinking)) is not None:
         (model / "chat_template.jinja").write_text(template, "utf-8")
 
 
