@@ -10,7 +10,7 @@ import transformers
 from test_methods import BASE, Engine, logits, written
 from torch.nn.functional import softmax
 
-from rung.engines.changes import attach, family_of
+from rung.engines.changes import attach, family_of, read_settings
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.rungs import DoRA, LoRA
 from rung.training.changes import OUTPUT, plain_parameters, start_from
@@ -170,6 +170,28 @@ def test_names_that_stand_for_nothing_are_refused_with_those_that_there_are(sett
     assert refused.value.code == "bad-setting"
     assert named in refused.value.message
     assert there in refused.value.hint
+
+
+# Python's engine matches these for minutes and years, or not at all.
+SLOW = ("(a+)+q_proj", "(.|m)*k", ".*.*.*.*.*.*.*.*x", "q_proj|(o_proj", "[a-z]{1,99}[a-z]+[a-z]+[a-z]+x")
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_patterns_that_may_match_for_ever_are_refused(pattern, tmp_path):
+    with pytest.raises(ConfigError, match="rank_pattern"):
+        LoRA(rank_pattern={pattern: 4}).change(Tokens(toys.llama()), None)
+    for settings in ({"alpha_pattern": {pattern: 4}}, {"target_modules": pattern}, {"exclude_modules": pattern}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **settings}))
+        (tmp_path / "adapter_model.safetensors").touch()
+        with pytest.raises(ArtifactError, match="adapter_config.json"):
+            read_settings(tmp_path)
+
+
+def test_patterns_as_people_write_them_are_read(tmp_path):
+    for pattern in (r".*self_attn\.(q|k|v|o)_proj", r"layers\.[0-9]+\.mlp\.down_proj", r"^.*layers\.(0|1)\..*_proj$"):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": pattern}))
+        (tmp_path / "adapter_model.safetensors").touch()
+        assert read_settings(tmp_path)["target_modules"] == pattern
 
 
 @pytest.mark.parametrize(

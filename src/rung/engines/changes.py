@@ -12,6 +12,7 @@ Training makes such a folder of JSON and safetensors. The files in it say what k
 from __future__ import annotations
 
 import hashlib
+import re
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib import import_module
@@ -28,6 +29,7 @@ SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 ADAPTION_PROMPT = "ADAPTION_PROMPT"
 # What an adapter holds besides updates of layers, so that no other adapter can stand beside it on a model.
 WHOLE = ("modules_to_save", "trainable_token_indices", "target_parameters")
+MAX_PATTERN, MAX_REPEATS = 2000, 3  # characters and repeats of a regular expression for names of layers
 OPENERS = {  # kind of change -> module and class; `CLASS.from_dict(model, settings)` puts it on the model
     "patch": ("rung.training.changes", "Patch"),
     "bottleneck": ("rung.training.adapters", "Bottleneck"),
@@ -107,10 +109,39 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
         weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
         if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
-            return read_object(folder / name)
+            settings = read_object(folder / name)
+            _check_patterns(folder / name, settings)
+            return settings
     problem = f"{folder} holds no adapter_model.safetensors and adapter_config.json"
     hint = "pickled adapters (.bin) are not read; save the adapter as safetensors"
     raise ArtifactError("wrong-folder", problem, hint=hint)
+
+
+def pattern_problem(pattern: str) -> str:
+    """Why a regular expression for names of layers is refused; empty if it is not.
+
+    Python's engine has no time limit, and a name has 50 to 100 characters. So no group may be repeated, and a pattern
+    has at most three repeats; with these bounds a match takes a thousandth of a second.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"it is no regular expression: {error}"
+    if len(pattern) > MAX_PATTERN or re.search(r"\)[*+{]", pattern) or sum(map(pattern.count, "*+{")) > MAX_REPEATS:
+        return f"it has over {MAX_PATTERN} characters, over {MAX_REPEATS} repeats, or a repeated group"
+    return ""
+
+
+def _check_patterns(file: Path, settings: dict[str, Any]) -> None:
+    """Raise ArtifactError (`adapter-unsupported`) for a pattern of an adapter_config.json that could match for ever."""
+    found = [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = settings.get(name) or ()
+        found += [value] if isinstance(value, str) else value
+    for pattern in found:
+        if isinstance(pattern, str) and (problem := pattern_problem(pattern)):
+            hint = "write the names of the layers one by one"
+            raise ArtifactError("adapter-unsupported", f"{file}: {pattern[:80]!r}: {problem}", hint=hint)
 
 
 def _kind(folder: Path, settings: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.changes import pattern_problem
 from rung.errors import ConfigError
 from rung.training.changes import plain_parameters
 
@@ -99,6 +100,9 @@ def chosen_places(
     targeted += [name.rpartition(".")[0] for name in target_parameters]
     for setting, pattern in patterns.items():
         for key in pattern:
+            if problem := pattern_problem(key):
+                hint = "name the layers one by one, such as `q_proj`"
+                raise ConfigError("bad-setting", f"{setting}: {key[:80]!r}: {problem}", hint=hint)
             if not any(re.match(rf"(.*\.)?({key})$", name) for name in targeted):
                 raise _unknown(setting, key, _last_names(targeted), "the adapted layers are")
     modules = {module for name in plain_parameters(model) for module in _above(name)}
