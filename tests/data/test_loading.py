@@ -65,9 +65,10 @@ def texts(rows: Sequence[Any]) -> list[str]:
 
 def test_the_split_of_a_row_hardly_depends_on_other_rows(tmp_path: Path) -> None:
     rows = numbered(600)
-    whole = read(tmp_path, {"train.csv": rows})
+    holdout = {"split": {"method": "holdout"}}
+    whole = read(tmp_path, {"train.csv": rows}, data=holdout)
     shuffled = random.Random(0).sample(rows, 300)
-    part = read(tmp_path, {"train.csv": shuffled}, data={"split": {"method": "holdout"}})
+    part = read(tmp_path, {"train.csv": shuffled}, data=holdout)
     kept = {row["text"] for row in shuffled}
     for name in ("train", "validation", "test"):
         assert set(texts(getattr(part, name))) == set(texts(getattr(whole, name))) & kept
@@ -113,7 +114,7 @@ def test_another_seed_gives_another_split(tmp_path: Path) -> None:
 
 def test_groups_stay_together(tmp_path: Path) -> None:
     rows = [{**row, "company": f"c{i // 10}"} for i, row in enumerate(numbered(400))]
-    data = read(tmp_path, {"train.csv": rows}, data={"split": {"group": "company"}})
+    data = read(tmp_path, {"train.csv": rows}, data={"split": {"group": "company", "method": "holdout"}})
     company = {row["text"]: row["company"] for row in rows}
     parts = [{company[text] for text in texts(part)} for part in (data.train, data.validation, data.test)]
     assert all(parts)

@@ -173,7 +173,9 @@ def test_greedy_is_the_argmax_over_what_is_allowed(tiny_tokenizer, tiny_model, p
         assert result.text in WORDS
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
         row = RunningRow(0, len(prompt))
-        running = steps(model, tiny_tokenizer, [prompt], [row], Sampling(max_tokens=12), constraint, None, live=True)
+        running = steps(
+            model, tiny_tokenizer, [prompt], [row], Sampling(max_tokens=12), constraint, None, live=True, generator=None
+        )
         pieces = [row.delta(()).text for _ in running]
         row.reason = row.reason or "length"
         assert "".join([*pieces, row.delta(()).text]) == result.text

@@ -75,26 +75,29 @@ def test_the_command_serves_records_and_ends(zero, tmp_path):
         "--capture", "on", "--store", str(store), "--quiet",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip()
-        texts = ["Where is my card?", "How old must I be?"]
-        body = {"rows": [{"text": text} for text in texts], "top": 1}
-        answer = httpx.post(f"{url}/tasks/intents/predict", json=body, timeout=60).json()
-        wanted = Artifact.load(folder).predict([{"text": text} for text in texts])
-        assert [one["output"] for one in answer["predictions"]] == [one.text for one in wanted]
-        np.testing.assert_allclose(
-            [one["confidence"] for one in answer["predictions"]], [one.confidence for one in wanted], rtol=1e-5
-        )
-        vectors = httpx.post(f"{url}/embeddings", json={"model": "ada", "input": texts}, timeout=60).json()
-        assert [len(one["embedding"]) for one in vectors["data"]] == [384, 384]
-        listed = [one["id"] for one in httpx.get(f"{url}/models").json()["data"]]
-        assert listed == ["embedded-encoder", "intents", "ada"]
-        identity = answer["predictions"][0]["id"]
-        said = httpx.post(f"{url}/feedback", json={"id": identity, "thumb": "down"}, timeout=60)
-        assert said.status_code == 201
-        metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
-        assert "rung_capture_offered 2.0" in metrics
-        assert "rung_capture_dropped 0.0" in metrics
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        try:
+            url = process.stdout.readline().strip()
+            texts = ["Where is my card?", "How old must I be?"]
+            body = {"rows": [{"text": text} for text in texts], "top": 1}
+            answer = httpx.post(f"{url}/tasks/intents/predict", json=body, timeout=60).json()
+            wanted = Artifact.load(folder).predict([{"text": text} for text in texts])
+            assert [one["output"] for one in answer["predictions"]] == [one.text for one in wanted]
+            np.testing.assert_allclose(
+                [one["confidence"] for one in answer["predictions"]], [one.confidence for one in wanted], rtol=1e-5
+            )
+            vectors = httpx.post(f"{url}/embeddings", json={"model": "ada", "input": texts}, timeout=60).json()
+            assert [len(one["embedding"]) for one in vectors["data"]] == [384, 384]
+            listed = [one["id"] for one in httpx.get(f"{url}/models").json()["data"]]
+            assert listed == ["embedded-encoder", "intents", "ada"]
+            identity = answer["predictions"][0]["id"]
+            said = httpx.post(f"{url}/feedback", json={"id": identity, "thumb": "down"}, timeout=60)
+            assert said.status_code == 201
+            metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
+            assert "rung_capture_offered 2.0" in metrics
+            assert "rung_capture_dropped 0.0" in metrics
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     listed = [json.loads(line) for line in rung("failures", "list", "--store", store, "--json").splitlines()]
     assert any(identity in json.dumps(one) for one in listed)

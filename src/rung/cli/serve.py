@@ -87,7 +87,7 @@ def serve(
     with needed_by("serving", extra="serve", error=EngineError):
         from rung.climbing.trust import check_allowed
         from rung.serving.access import KeyRing, access_rules
-        from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
+        from rung.serving.app import BACKLOG, HttpServer, app_with, exiting_on_sigterm, listen
         from rung.serving.conversations import ConversationPolicy
         from rung.serving.limits import RequestLimits
         from rung.serving.metrics import CAPTURE
@@ -133,6 +133,7 @@ def serve(
                 render.note(f"pages: {url}/")
             if asked := next(iter(served.artifacts()), None):
                 render.note(f"Next: {_curl(url, asked, with_key=ring is not None)}")
+            socket.listen(BACKLOG)  # who reads the address may ask at once
             render.say(f"{url}/v1")
             sys.stdout.flush()
             HttpServer(app, drain_seconds=drain).run(sockets=[socket])
