@@ -131,15 +131,20 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
 
 
 def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
-    """Have idle workers begin with the arms that would be next if this one changed nothing."""
+    """Have idle workers begin with the arms that would be next if this one changed nothing, for as long as it takes."""
     if state.crew is None:
         return
     waiting = [arm for arm in state.arms.values() if not arm.raced]
     others = [each for each in in_order(state, prospects(state), waiting) if each.name != following.name]
-    for each in others[: 2 * (state.crew.workers - 1)]:
+    idle = state.crew.workers - 1
+    room = idle * (first_look(state, [following]) if isinstance(following, Arm) else following.seconds)
+    for number, each in enumerate(others):
+        if number >= 2 * idle and room <= 0:
+            return
         if isinstance(each, Arm) or put_off(state, each) is None:
             arm = each if isinstance(each, Arm) else each.arm
             state.order(arm, state.search, FEW, ahead=True)
+            room -= first_look(state, [each]) if isinstance(each, Arm) else each.seconds
 
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:
