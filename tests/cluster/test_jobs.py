@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_a_killed_worker_process_is_replaced_and_its_job_done(job, tmp_path, let
     dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
 
     def kill():
-        for worker in list(executor._workers.values()):
+        for worker, _ in list(executor._workers.values()):
             if len(killed) < 2 and worker.process.pid not in killed:
                 os.killpg(worker.process.pid, signal.SIGKILL)
                 killed.add(worker.process.pid)
@@ -172,6 +173,36 @@ def test_a_killed_worker_process_is_replaced_and_its_job_done(job, tmp_path, let
     assert result.folder.startswith("attempt-3-")
     assert result.values["rows"] == 4000
     dispatcher.close()
+
+
+def test_a_worker_gives_a_job_up_and_keeps_what_it_has_loaded(job, tmp_path):
+    rows = write_rows(tmp_path / "rows.csv", 40_000).read_text().splitlines()[1:]
+    part = tmp_path / "many.jsonl"
+    part.write_text("".join(json.dumps([row, {"text": row.split(",")[1]}, {}]) + "\n" for row in rows))
+    executor = Processes(1)
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    dispatcher.wait([dispatcher.send(job)])
+    long = job.model_copy(update={"data": str(part)})
+    key = dispatcher.send(long)
+    while not executor._workers:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    worker, _ = next(iter(executor._workers.values()))
+    dispatcher.cancel([key])
+    assert not dispatcher.knows(key)
+    other = dispatcher.send(job.model_copy(update={"seed": 7}))
+    dispatcher.wait([other])
+    assert dispatcher.result(other).values["rows"] == 3
+    assert worker.process.poll() is None
+    assert not (tmp_path / "jobs" / key / "manifest.json").exists()
+    assert [file.name for file in (tmp_path / "jobs" / key).iterdir()] == ["job-1.json"]  # no error either
+    assert dispatcher.send(long) == key  # wanted after all
+    dispatcher.cancel([dispatcher.send(job.model_copy(update={"seed": 8}))])  # one that waits for a worker
+    dispatcher.wait([key])
+    assert dispatcher.result(key).values["rows"] == 40_000
+    assert worker.process.poll() is None
+    dispatcher.close()
+    assert worker.process.poll() is not None
 
 
 def test_what_may_be_needed_waits_for_what_is_and_leaves_a_worker_free(job, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -100,6 +101,7 @@ class Dispatcher:
         self._pause = SHORTEST
         self._tasks: dict[str, _Task] = {}
         self._running: dict[str, _Task] = {}
+        self._given_up = Counter[str]()  # cancelled jobs that the executor has not told as ended
         place.probe()
 
     # ---- sending
@@ -147,6 +149,7 @@ class Dispatcher:
             if task is not None and not task.over:
                 if task.uri in self._running:
                     self.executor.cancel(task.uri)
+                    self._given_up[task.uri] += 1
                     self._busy(self._running.pop(task.uri))
                 del self._tasks[key]
                 self.cancel([other for other, later in self._tasks.items() if later.after == key])
@@ -210,7 +213,9 @@ class Dispatcher:
         """Take in what has ended, and start what may start; say whether anything did."""
         moved = False
         for uri in self.executor.poll():
-            if (task := self._running.pop(uri, None)) is not None:
+            if self._given_up[uri]:  # the same job may have been sent again meanwhile
+                self._given_up[uri] -= 1
+            elif (task := self._running.pop(uri, None)) is not None:
                 self._busy(task)
                 self._end(task)
                 moved = True

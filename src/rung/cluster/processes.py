@@ -14,13 +14,14 @@ from pathlib import Path
 from rung import user_code
 from rung.cluster.executor import Executor, worker_price
 from rung.cluster.job import Resources
-from rung.cluster.worker import run_job
+from rung.cluster.worker import STOP, run_job
 from rung.errors import ConfigError, RungError
 from rung.machine import end_group, own_cores
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess
 
 JOB = "{job}"
 GRACE = 10.0  # seconds in which a command may end by itself
+PATIENCE = 3.0  # seconds in which a worker may give up a job; then it is ended, and what it has loaded is lost
 
 
 def open_executor(workers: str = "", on: str = "") -> Executor:
@@ -112,7 +113,8 @@ class Processes(Inline):
         super().__init__()
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._workers: dict[str, WorkerProcess] = {}  # by the job that runs
+        self._waiting: list[str] = []  # jobs that no worker has begun
+        self._workers: dict[str, tuple[WorkerProcess, object]] = {}  # by the job that runs, and a mark of this run
         self._lock, self._closed = threading.Lock(), False
         self._threads = [
             threading.Thread(target=self._serve, args=(own,), daemon=True) for own in environments(count)
@@ -123,6 +125,8 @@ class Processes(Inline):
     def submit(self, uri: str, resources: Resources) -> None:
         """Give the job to the next free worker."""
         del resources
+        with self._lock:
+            self._waiting.append(uri)
         self._jobs.put(uri)
 
     def poll(self) -> Iterable[str]:
@@ -134,10 +138,24 @@ class Processes(Inline):
         return ended
 
     def cancel(self, uri: str) -> None:
-        """End the worker of the job; the next job starts another."""
+        """Have the worker give the job up at its next report of progress; one that reports none is ended."""
         with self._lock:
-            if (worker := self._workers.get(uri)) is not None:
-                end_group(worker.process)
+            if uri in self._waiting:
+                self._waiting.remove(uri)
+            elif (running := self._workers.get(uri)) is not None:
+                if STOP is None:
+                    end_group(running[0].process)
+                    return
+                running[0].process.send_signal(STOP)
+                timer = threading.Timer(PATIENCE, self._end, (uri, running))
+                timer.daemon = True
+                timer.start()
+
+    def _end(self, uri: str, running: tuple[WorkerProcess, object]) -> None:
+        """End the worker if it is still at this run of the job."""
+        with self._lock:
+            if self._workers.get(uri) is running:
+                end_group(running[0].process)
 
     def capacity(self, resources: Resources) -> int:
         """The number of workers."""
@@ -147,8 +165,8 @@ class Processes(Inline):
     def close(self) -> None:
         """End all workers, and what they run."""
         self._closed = True
-        for uri in list(self._workers):
-            self.cancel(uri)
+        for uri, running in list(self._workers.items()):
+            self._end(uri, running)
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -157,10 +175,17 @@ class Processes(Inline):
     def _serve(self, environment: dict[str, str]) -> None:
         worker: WorkerProcess | None = None
         while (uri := self._jobs.get()) is not None and not self._closed:
+            with self._lock:
+                begins = uri in self._waiting
+                if begins:
+                    self._waiting.remove(uri)
+            if not begins:
+                self._done.put(uri)
+                continue
             named = {user_code.HOSTS: user_code.named_endpoints()}  # by the command line of this process, too
             worker = worker or WorkerProcess("rung.cluster.worker", environment | named)
             with self._lock:
-                self._workers[uri] = worker
+                self._workers[uri] = (worker, object())
             try:
                 worker.call("run", uri)
             except WorkerEndedError:
@@ -194,31 +219,32 @@ class Commands(Inline):
     def __init__(self, template: str, count: int) -> None:
         super().__init__()
         self._template, self._count = template, count
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def submit(self, uri: str, resources: Resources) -> None:
         """Start the command."""
         del resources
         command: Sequence[str] = [part.replace(JOB, uri) for part in shlex.split(self._template)]
         try:
-            self._running[uri] = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
             )
         except OSError as error:
             hint = "the command of --on must be on the PATH"
             raise ConfigError("bad-option", f"{command[0]} cannot be started: {error.strerror}", hint=hint) from error
+        self._running.append((uri, process))
 
     def poll(self) -> Iterable[str]:
         """The jobs whose command has ended."""
-        ended = [uri for uri, process in self._running.items() if process.poll() is not None]
-        for uri in ended:
-            del self._running[uri]
-        return ended
+        ended = [each for each in self._running if each[1].poll() is not None]
+        self._running = [each for each in self._running if each not in ended]
+        return [uri for uri, _ in ended]
 
     def cancel(self, uri: str) -> None:
         """Ask the command to end."""
-        if (process := self._running.get(uri)) is not None:
-            process.terminate()
+        for own, process in self._running:
+            if own == uri:
+                process.terminate()
 
     def capacity(self, resources: Resources) -> int:
         """As many as were asked for."""
@@ -231,9 +257,9 @@ class Commands(Inline):
 
     def close(self) -> None:
         """End all commands."""
-        for uri in list(self._running):
-            self.cancel(uri)
-        for process in self._running.values():
+        for _, process in self._running:
+            process.terminate()
+        for _, process in self._running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
             end_group(process)

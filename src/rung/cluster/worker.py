@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,9 @@ from rung.rungs.base import Rung, with_settings
 from rung.task import Task
 from rung.training.distributed import current, joined, launched
 from rung.worker_pipes import error_to_dict, serve
+
+STOP: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # has a worker give its job up; Windows has none
+STOPPED = Limits(0.0, 0.0)
 
 
 def run_job(uri: str) -> str:
@@ -82,11 +86,31 @@ def _run(job: Job, out: Storage) -> None:
         folder = Path(scratch) / "result"
         folder.mkdir()
         try:
-            values = KINDS[job.kind](job, folder, limits)
+            with _stoppable(limits):
+                values = KINDS[job.kind](job, folder, limits)
         except TimeUp:
+            if limits.limits is STOPPED:
+                return  # whoever sent the job has given it up
             raise MachineError("budget-spent", f"the job {job.id} used up its share of the budget") from None
         work = Work(time.perf_counter() - began, asdict(ApiBudget.process() - paid))
         publish(job, out, folder, work, values)
+
+
+@contextmanager
+def _stoppable(limits: Budget) -> Iterator[None]:
+    """In a worker process, have the signal `STOP` end the job at its next report of progress; models stay loaded."""
+    if STOP is None or signal.getsignal(STOP) is not signal.SIG_IGN:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        limits.limits = STOPPED
+
+    signal.signal(STOP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(STOP, signal.SIG_IGN)
 
 
 class Work:
@@ -244,6 +268,8 @@ def main() -> None:
     cores = [int(core) for core in os.environ.pop("RUNG_WORKER_CORES", "").split(",") if core]
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # every library then starts as many threads
+    if STOP is not None:
+        signal.signal(STOP, signal.SIG_IGN)  # between two jobs there is nothing to give up
     serve({"run": run_job})
 
 
