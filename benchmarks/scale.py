@@ -9,7 +9,7 @@ with one thread. All runs start without remembered answers. Efficiency is T1 / (
 work       what it does
 climb      BANKING77, six labels: prompting, demonstrations, heads and LoRA on the built-in model; zero-shot first
 predict    rows of BANKING77 answered by scoring 6 labels, in parts
-tune       six trials of `few-shot-knn`; as settings differ, efficiency is that of rows answered times demonstrations
+tune       twelve trials of `few-shot-knn`; as settings differ, efficiency is that of rows answered times demonstrations
 kills      a prediction on two workers that are killed at random, and whose command is, resumed until it ends
 
 The profile: a climb has work for one worker only while the last arm of a stage is trained. Workers load libraries and
@@ -184,12 +184,13 @@ def main() -> None:
     """Run all, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a random model and few rows")
-    parser.add_argument("--rows", type=int, default=3072, help="rows to predict")
+    parser.add_argument("--rows", type=int, default=6000, help="rows to predict")
+    parser.add_argument("--trials", type=int, default=12, help="trials of the search")
     parser.add_argument("--killed-rows", type=int, default=50_000, help="rows to predict under kills, by a head")
     parser.add_argument("--kills", type=int, default=6)
     given = parser.parse_args()
     if given.small:
-        given.rows, given.killed_rows, given.kills = min(given.rows, 600), min(given.killed_rows, 3000), 2
+        given.rows, given.trials, given.killed_rows, given.kills = 600, 4, 3000, 2
     ratios: dict[str, float] = {}
     print(f"{'work':10} {'1 worker':>9} {'2 workers':>10}  efficiency")
     with tempfile.TemporaryDirectory(prefix="rung-scale-") as temporary:
@@ -206,7 +207,7 @@ def main() -> None:
         show(ratios, "predict", one, two, one / (2 * two))
         same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
         print(f"{'':10} the two files are {'equal' if same else 'different'}")
-        search = ["tune", task, "--rung", "few-shot-knn", "--trials", 6, "--engine", "torch"]
+        search = ["tune", task, "--rung", "few-shot-knn", "--trials", given.trials, "--engine", "torch"]
         one, two = (bench.seconds(*search, "--out", folder / f"tune-{n}", workers=n) for n in (1, 2))
         pace = [work_of(next((folder / f"tune-{n}").glob("*/tuning.json"))) / t for n, t in ((1, one), (2, two))]
         show(ratios, "tune", one, two, pace[1] / (2 * pace[0]))

@@ -76,6 +76,13 @@ def test_a_budget_in_money_ends_the_search(free_task_file, tmp_path):
     assert len(found.trials) == 1
 
 
+def test_a_budget_in_time_ends_the_search_on_workers_too(free_task_file, tmp_path):
+    executor = Places()
+    found = search(free_task_file, tmp_path, executor, budget_seconds=0.0)
+    assert len(found.trials) == len(executor.settings) == 1
+    assert found.artifact.is_dir()
+
+
 def test_a_task_that_is_in_no_file_has_no_workers(tmp_path):
     rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(40)]
     task = Task(

@@ -284,7 +284,9 @@ class _Search:
             self.progress.advance(len(self._finished()))
         running: dict[int, optuna.Trial] = {}
         while True:
-            while len(self._finished()) + len(running) < self.trials and self._may_start(budget_seconds, money_left()):
+            while len(self._finished()) + len(running) < self.trials and self._may_start(
+                budget_seconds, money_left(), len(running)
+            ):
                 trial = self.study.ask()
                 settings = propose(self.rung, trial)
                 trial.set_user_attr("settings", settings)
@@ -306,11 +308,12 @@ class _Search:
             self._end(running.pop(number), raced)
             self.progress.advance()
 
-    def _may_start(self, budget_seconds: float, money: float) -> bool:
+    def _may_start(self, budget_seconds: float, money: float, running: int) -> bool:
         """Whether another trial is expected to end within the budget; the first may always start."""
-        if not (ended := self._finished()):
+        ended = self._finished()
+        if not ended and not running:
             return True
-        typical = sum(trial.user_attrs["seconds"] for trial in ended) / len(ended)
+        typical = sum(trial.user_attrs["seconds"] for trial in ended) / max(1, len(ended))
         return money > 0 and time.monotonic() - self.began + typical <= budget_seconds
 
     def _end(self, trial: optuna.Trial, raced: Raced) -> None:
