@@ -463,7 +463,7 @@ def test_reviews_carry_the_name_of_who_is_signed_in_and_two_opinions_are_both_sh
     served, artifacts, tmp_path, browser
 ):
     file = tmp_path / "keys.jsonl"
-    secrets = {name: create_key(file, name, admin=True)[0] for name in ("Ann", "Bob Østergård")}
+    secrets = {name: create_key(file, name, reviewer=True)[0] for name in ("Ann", "Bob Østergård")}
     with pages(served, artifacts, tmp_path / "site", access=Access(KeyRing(file), LOOPBACK_NAMES)) as server:
         context, store = browser.new_context(), server.wiring.store
         watched = Watched(context)
@@ -500,6 +500,9 @@ def test_reviews_carry_the_name_of_who_is_signed_in_and_two_opinions_are_both_sh
         assert (both.count(), page.locator("#undo").count()) == (0, 0)
         assert (store.case("r1").expected, store.case("r1").reviewer) == ("exchange_rate", "Bob Østergård")
         assert watched.problems == []
+        assert page.get_by_role("link", name="Promotions").count() == 0
+        for decides in ("/promotions", "/trials", "/start"):
+            assert page.goto(f"{server.url}{decides}").status == 403
         context.close()
 
 

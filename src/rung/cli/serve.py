@@ -241,13 +241,14 @@ def create(
     key_file: KeyFile,
     name: Annotated[str, Option(help="Whose key it is.")] = "",
     per_minute: Annotated[int | None, Option(min=1, help="Most requests a minute.")] = None,
-    admin: Annotated[bool, Option("--admin", help="It may load artifacts, review failures and promote.")] = False,
+    admin: Annotated[bool, Option("--admin", help="It may load artifacts, start climbs, review and promote.")] = False,
+    reviewer: Annotated[bool, Option("--reviewer", help="It may review failures.")] = False,
     json: options.Json = False,
 ) -> None:
     """Create a key and print it, this once; the file keeps its hash."""
     from rung.serving.access import create_key
 
-    secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin)
+    secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin, reviewer=reviewer)
     render.result(json, {"id": key.id, "key": secret}, secret)
     if not json:
         render.note(f"key {key.id}, kept as a hash in {key_file}; it is not shown again")
@@ -259,9 +260,10 @@ def show(key_file: KeyFile, json: options.Json = False) -> None:
     from rung.serving.access import read_keys
 
     for key in read_keys(key_file):
-        values = {name: getattr(key, name) for name in ("id", "name", "created", "per_minute", "admin")}
+        values = {name: getattr(key, name) for name in ("id", "name", "created", "per_minute", "admin", "reviewer")}
         rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
-        render.result(json, values, f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
+        role = "  admin" if key.admin else "  reviewer" if key.reviewer else ""
+        render.result(json, values, f"{key.id}  {key.created}  {key.name}{rate}{role}")
 
 
 @keys.command("revoke")

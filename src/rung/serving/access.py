@@ -41,7 +41,8 @@ class ApiKey:
     sha256: str
     created: str
     per_minute: int | None = None  # most requests a minute
-    admin: bool = False  # whether it may load and unload artifacts, review failures and promote
+    admin: bool = False  # whether it may load and unload artifacts, start climbs, review failures and promote
+    reviewer: bool = False  # whether it may review failures, and nothing else of that
 
 
 def read_keys(file: Path) -> list[ApiKey]:
@@ -64,11 +65,13 @@ def read_keys(file: Path) -> list[ApiKey]:
     return keys
 
 
-def create_key(file: Path, name: str, *, per_minute: int | None = None, admin: bool = False) -> tuple[str, ApiKey]:
+def create_key(
+    file: Path, name: str, *, per_minute: int | None = None, admin: bool = False, reviewer: bool = False
+) -> tuple[str, ApiKey]:
     """Add a key to the file, and return the secret, which is shown only now, with what was stored."""
     secret = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    key = ApiKey(secrets.token_hex(4), name, _sha256(secret), created, per_minute, admin)
+    key = ApiKey(secrets.token_hex(4), name, _sha256(secret), created, per_minute, admin, reviewer)
     with locked(_lock(file)):
         _write(file, [*(read_keys(file) if file.exists() else ()), key])
     return secret, key

@@ -115,7 +115,12 @@ class RequestContext:
 
     @property
     def may_review(self) -> bool:
-        """Whether this request may correct and promote: any where no key is needed, else those with an admin key."""
+        """Whether this request may correct answers: any where no key is needed, else with a reviewer's key."""
+        return self.may_decide or (self.key is not None and self.key.reviewer)
+
+    @property
+    def may_decide(self) -> bool:
+        """Whether this request may change what is served: any where no key is needed, else with an admin's key."""
         return self.server.access.keys is None or (self.key is not None and self.key.admin)
 
     def admit(self, answers: int) -> None:
@@ -181,7 +186,13 @@ def key_of(request: Request) -> str | None:
 def reviewers_only(request: Request) -> None:
     """Refuse requests that may not review, because corrections become training data."""
     if not context_of(request).may_review:
-        raise Refused(403, "forbidden", "this key may not review: make one with `rung keys create --admin`")
+        raise Refused(403, "forbidden", "this key may not review: make one with `rung keys create --reviewer`")
+
+
+def administrators_only(request: Request) -> None:
+    """Refuse requests that may not change what is served or what runs."""
+    if not context_of(request).may_decide:
+        raise Refused(403, "forbidden", "this key may not decide: make one with `rung keys create --admin`")
 
 
 async def _context(request: Request) -> RequestContext:

@@ -72,7 +72,7 @@ def _administrators_only(context: RequestContext) -> Path:
     """Refuse requests that may not change what is served; return the folder that artifacts are loaded from."""
     if context.server.load_from is None:
         raise Refused(403, "loading-off", "artifacts are not loaded over HTTP here: serve with `--load-from FOLDER`")
-    if not context.may_review:
+    if not context.may_decide:
         raise Refused(403, "not-admin", "this key may not: make one with `rung keys create --admin`")
     return context.server.load_from
 

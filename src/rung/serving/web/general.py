@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from rung.evaluation.report.html import content_policy
 from rung.evaluation.report.words import glossary, left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
-from rung.serving.context import Context
+from rung.serving.context import Context, context_of
 from rung.serving.limits import Refused
 from rung.serving.metrics import EVERY, KEPT, quantile, rates
 from rung.serving.served import ServedEncoder, ServedModel
@@ -46,7 +46,7 @@ def overview(request: Request, context: Context) -> Response:
 def runs(request: Request) -> Response:
     """List the climbs."""
     sources = sources_of(request)
-    root, start = sources.runs, sources.starter is not None
+    root, start = sources.runs, sources.starter is not None and context_of(request).may_decide
     return page(request, "runs", "Climbs", runs=run_folders(root), root=root, start=start)
 
 

@@ -19,15 +19,15 @@ from rung.feedback.records import Promotion, command
 from rung.feedback.registry import Registry, promoted_tasks
 from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import TrialReport, stop, trial_report
-from rung.serving.context import context_of, reviewers_only
+from rung.serving.context import administrators_only, context_of
 from rung.serving.limits import Refused, refusal
 from rung.serving.served import ServedArtifact
 from rung.serving.web.review import reviewer_of, signature
 from rung.serving.web.runs import WIDTH, RunFolder, position, report_of, run_folder, run_folders
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 
-router = APIRouter(prefix="/promotions", include_in_schema=False, dependencies=[Depends(reviewers_only)])
-trials_router = APIRouter(prefix="/trials", include_in_schema=False, dependencies=[Depends(reviewers_only)])
+router = APIRouter(prefix="/promotions", include_in_schema=False, dependencies=[Depends(administrators_only)])
+trials_router = APIRouter(prefix="/trials", include_in_schema=False, dependencies=[Depends(administrators_only)])
 SWITCHED = "/promotions?switched=yes"
 RELOAD = "reload the page"
 
@@ -220,7 +220,7 @@ def promote_challenger(task: str, request: Request, form: FormValues) -> Respons
 def has_trial(request: Request, task: str) -> bool:
     """Tell whether a task has a trial that this request may see."""
     promoted = sources_of(request).promoted
-    if promoted is None or not context_of(request).may_review:
+    if promoted is None or not context_of(request).may_decide:
         return False
     return any(each.task == task and (each.folder / "trial").is_file() for each in promoted_tasks(promoted[1]))
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from rung.evaluation.report.words import count_text, meanings, rows_text, term
 from rung.serving.access import Sessions
-from rung.serving.context import context_of
+from rung.serving.context import RequestContext, context_of
 from rung.serving.limits import Refused
 from rung.serving.metrics import History
 
@@ -87,12 +87,19 @@ def page(request: Request, template: str, title: str, *, status: int = 200, **va
     """Render the file of `templates/` that is named `template` with these values."""
     context = context_of(request)
     shared = {
-        "title": title, "pages": PAGES, "here": "/" + request.url.path.split("/")[1], "key": context.key,
+        "title": title, "pages": [each for each in PAGES if _may_open(context, each[0])],
+        "here": "/" + request.url.path.split("/")[1], "key": context.key,
         "form_token": site_of(request).sessions.form_token(request.headers.get("cookie", "")),
         "meanings": meanings(), "inside": context.key is not None or context.server.access.keys is None,
     }  # fmt: skip
     text = _environment().get_template(f"{template}.html").render({**shared, **values})
     return HTMLResponse(text.encode(errors="replace"), status, HEADERS)
+
+
+def _may_open(context: RequestContext, path: str) -> bool:
+    """Whether the key of a request opens a page; one that needs no rights is open to every key."""
+    needed = {"/failures": context.may_review, "/promotions": context.may_decide, "/trials": context.may_decide}
+    return needed.get(path, True)
 
 
 def error_page(request: Request, refused: Refused) -> Response:

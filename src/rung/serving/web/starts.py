@@ -13,12 +13,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from rung.climbing.budget import parse_budget
-from rung.serving.context import reviewers_only
+from rung.serving.context import administrators_only
 from rung.serving.limits import Refused
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 from rung.serving.web.starter import Starter
 
-router = APIRouter(prefix="/start", include_in_schema=False, dependencies=[Depends(reviewers_only)])
+router = APIRouter(prefix="/start", include_in_schema=False, dependencies=[Depends(administrators_only)])
 
 
 def starter_of(request: Request) -> Starter:
