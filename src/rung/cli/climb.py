@@ -192,18 +192,26 @@ def demo(
     budget: options.Budget = "60s", json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Climb on a small task that comes with Rung, in about a minute: 8 intents of a bank's customers."""
+    """Climb on a small task that comes with Rung, in about a minute: 8 intents of a bank's customers.
+
+    The first time, its two small models are fetched before the minute begins.
+    """
     from importlib.resources import files
 
     from rung.climbing.run import climb
+    from rung.engines.opening import open_encoder
+    from rung.models.reference import resolve
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in files("rung.cli").joinpath("demo").iterdir():
         if not (folder / file.name).exists():
             (folder / file.name).write_bytes(file.read_bytes())
-    task = folder / "task.yaml"
+    task, progress = folder / "task.yaml", options.progress(quiet)
     how = options.climb_options(budget=budget, rungs=None, seed=0, engine="auto", out=folder / "runs", resume=False)
-    done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
+    loaded = options.load_task(task)
+    resolve(loaded.model, progress=progress)
+    open_encoder("embedded-encoder", progress=progress)
+    done = climb(loaded, progress=progress, options=how)
     write_reports(done)
     render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder))
     if not json:

@@ -24,7 +24,7 @@ FIRST = 8  # rows of the first look at a race
 FEW = 3 * FIRST  # rows that a race is expected to take where the arm is not the better choice
 CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's first look, goes before the bases
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
-SLIVER = 0.04  # of the time left that a yardstick may take to go before everything, whatever it is expected to gain
+SLIVER = 0.1  # of the time left that a yardstick's first look may take to go before all, whatever it promises
 
 
 def looks(rows: int, *, whole: bool) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:
 
 def is_measure(state: ClimbState, line: Prospect) -> bool:
     """Whether the arm is what others are held against and takes next to nothing."""
-    return line.rung.family == YARDSTICK and line.seconds <= min(CHEAP_SECONDS, SLIVER * state.budget.left())
+    return line.rung.family == YARDSTICK and line.first_seconds <= min(CHEAP_SECONDS, SLIVER * state.budget.left())
 
 
 def in_order(state: ClimbState, lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Prospect | Arm]:
