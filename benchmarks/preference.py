@@ -60,12 +60,29 @@ def config() -> Any:
     return peft().LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+def timed_schedule(clock: Any, model: Any, rows: Any, size: int) -> Any:
+    """The settings of our trainings; from now on the clock notes the end of every step."""
+    from rung.training import loop
+    from rung.training.config import TrainConfig
+    from rung.training.memory import fit_memory
+
+    real = loop._Run._step
+
+    def step(self: Any, batch: Any) -> None:
+        real(self, batch)
+        clock.ends.append(time.perf_counter())
+
+    loop._Run._step = step
+    return TrainConfig(
+        epochs=1, batch_size=size, learning_rate=RATE, lr_scheduler="constant", warmup_ratio=0.0, precision="float32",
+        micro_batch_size=fit_memory(model, rows, size).micro_batch_size,
+    )  # fmt: skip
+
+
 def ours(shape: str, name: str, steps: int) -> dict[str, Any]:
     """Train with Rung's loop."""
     from rung.engines.opening import open_torch
     from rung.training import loop
-    from rung.training.config import TrainConfig
-    from rung.training.memory import fit_memory
     from rung.training.peft import PeftAdapter
     from rung.training.preferences import PairLoss, dpo, sequence_logprobs
 
@@ -78,17 +95,7 @@ def ours(shape: str, name: str, steps: int) -> dict[str, Any]:
     values = sequence_logprobs(model, rows)
     clock.reference = time.perf_counter() - began
     rows = [replace(row, reference=value) for row, value in zip(rows, values, strict=True)]
-    real = loop._Run._step
-
-    def step(self: Any, batch: Any) -> None:
-        real(self, batch)
-        clock.ends.append(time.perf_counter())
-
-    loop._Run._step = step
-    schedule = TrainConfig(
-        epochs=1, batch_size=BATCH, learning_rate=RATE, lr_scheduler="constant", warmup_ratio=0.0, precision="float32",
-        micro_batch_size=fit_memory(model, rows, BATCH).micro_batch_size,
-    )  # fmt: skip
+    schedule = timed_schedule(clock, model, rows, BATCH)
     course = loop.train(model, change, rows, schedule, loss=PairLoss(model, objective=dpo("sigmoid", BETA, 0.0)))
     return clock.result(rows, [loss for _, loss in course.losses])
 
@@ -167,8 +174,6 @@ def our_rl(_: str, name: str, steps: int) -> dict[str, Any]:
     from rung.engines.opening import open_torch
     from rung.rungs.fine_tune import LIVE
     from rung.training import loop
-    from rung.training.config import TrainConfig
-    from rung.training.memory import fit_memory
     from rung.training.peft import PeftAdapter
     from rung.training.rewards import Question, RewardLoss
 
@@ -188,17 +193,7 @@ def our_rl(_: str, name: str, steps: int) -> dict[str, Any]:
         engine, change, LIVE, {"metric": lambda _, texts: [reward_of(text) for text in texts]}, {"metric": 1.0}, {},
         "dr_grpo", GROUP, Sampling(LONGEST, 1.0), 0.0, 0,
     )  # fmt: skip
-    real = loop._Run._step
-
-    def step(self: Any, batch: Any) -> None:
-        real(self, batch)
-        clock.ends.append(time.perf_counter())
-
-    loop._Run._step = step
-    schedule = TrainConfig(
-        epochs=1, batch_size=PROMPTS, learning_rate=RATE, lr_scheduler="constant", warmup_ratio=0.0,
-        precision="float32", micro_batch_size=fit_memory(engine.model, rows, PROMPTS).micro_batch_size,
-    )  # fmt: skip
+    schedule = timed_schedule(clock, engine.model, rows, PROMPTS)
     with engine.lend(change, LIVE):
         loop.train(engine.model, change, rows, schedule, loss=loss)
     return clock.rl_result([len(prompt) for prompt in prompts])

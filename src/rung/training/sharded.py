@@ -116,7 +116,7 @@ def open_in_parts(model: str, progress: Progress) -> TorchEngine | None:
         ConfigError: `not-distributed`: the model's files do not have its tensors as they are in memory.
     """
     files = resolve(model)
-    size, free = base_bytes(files), free_bytes()
+    size, free = whole_bytes(files), free_bytes()
     if not current().any(size > ROOM * free):
         return None
     progress.start("dividing the base model")
@@ -127,7 +127,7 @@ def open_in_parts(model: str, progress: Progress) -> TorchEngine | None:
     return engine
 
 
-def base_bytes(files: ModelFiles) -> int:
+def whole_bytes(files: ModelFiles) -> int:
     """What a base model takes as a whole."""
     itemsize: int = preferred_dtype("cuda" if torch.cuda.is_available() else "cpu").itemsize
     return itemsize * sum(tensor_sizes(files.folder).values())
