@@ -31,6 +31,7 @@ class Planted(Rung):
     fails: bool = False
     opens: bool = False
     reads: bool = True
+    encoder: str = ""
 
     family = "planted"
 
@@ -41,6 +42,10 @@ class Planted(Rung):
     @property
     def opens_ramp(self) -> bool:  # type: ignore[override]
         return self.opens
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return (self.encoder,) if self.encoder else ()
 
     @property
     def learns(self) -> bool:  # type: ignore[override]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from planted import Planted, examples
 from rung.climbing import choice
+from rung.climbing import run as run_module
 from rung.climbing.store import RunStore
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
@@ -48,12 +50,27 @@ def test_what_takes_seconds_is_measured_before_zero_shot_which_answers_few_rows(
 
 def test_yardsticks_are_measured_though_the_start_took_long_and_nothing_is_expected_of_them(stage, monkeypatch):
     """What others are held against costs next to nothing, so neither a late start nor a perfect leader stops it."""
-    monkeypatch.setattr(choice, "CHEAP_SHARE", -1.0)  # as if downloads had taken it
+    monkeypatch.setattr(choice, "CHEAP_SHARE", -1.0)  # as if indexing had taken it
     play = stage(Yard("yard", 0.1, row=0.0001, takes=0.5), Yard("long", 0.1, row=0.01, takes=2.95), zero=0.999)
     done = play.climb(30.0)
     chosen = [entry["name"] for entry in RunStore(done.folder).all_noted("chosen")]
     assert chosen[:2] == ["yard", "zero-shot"]  # "long" takes more than a sliver of what is left
     assert by_name(done)["yard"].score is not None
+
+
+def test_a_download_is_not_part_of_the_budget(stage, monkeypatch):
+    """A machine needs it once, so the first climb measures as much as the second."""
+    play = stage(replace(HEAD, encoder="embedded-encoder"))
+
+    def download(name: str, **_: Any) -> None:
+        assert name == "embedded-encoder"
+        play.clock += 100
+
+    monkeypatch.setattr(run_module, "is_exported", lambda *_: False)
+    monkeypatch.setattr(run_module, "open_encoder", download)
+    done = play.climb(60.0)
+    assert done.result.recommended == "head"
+    assert 100 < play.clock < 160
 
 
 def test_the_leader_is_proven_before_slow_arms_are_made(stage):

@@ -78,7 +78,7 @@ def climb(
         return
     tracker = _tracker(track)
     try:
-        done = climb(loaded, progress=options.progress(quiet), options=how)
+        done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
     except KeyboardInterrupt:
         again = _again("--resume")
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
@@ -194,24 +194,19 @@ def demo(
 ) -> None:  # fmt: skip
     """Climb on a small task that comes with Rung, in about a minute: 8 intents of a bank's customers.
 
-    The first time, its two small models are fetched before the minute begins.
+    The first time, its two small models are fetched; downloads are not part of a climb's budget.
     """
     from importlib.resources import files
 
     from rung.climbing.run import climb
-    from rung.engines.opening import open_encoder
-    from rung.models.reference import resolve
 
     folder.mkdir(parents=True, exist_ok=True)
     for file in files("rung.cli").joinpath("demo").iterdir():
         if not (folder / file.name).exists():
             (folder / file.name).write_bytes(file.read_bytes())
-    task, progress = folder / "task.yaml", options.progress(quiet)
+    task = folder / "task.yaml"
     how = options.climb_options(budget=budget, rungs=None, seed=0, engine="auto", out=folder / "runs", resume=False)
-    loaded = options.load_task(task)
-    resolve(loaded.model, progress=progress)
-    open_encoder("embedded-encoder", progress=progress)
-    done = climb(loaded, progress=progress, options=how)
+    done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
     write_reports(done)
     render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder))
     if not json:

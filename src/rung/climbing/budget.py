@@ -72,6 +72,7 @@ class Budget:
 
     At every report of progress it looks at what is left, and raises TimeUp in whatever runs once nothing is. Seconds
     count from the climb's start, loading and indexing included, and those of an interrupted climb's earlier processes.
+    Downloads and exports of models, which a machine needs once, do not count.
     """
 
     def __init__(self, progress: Progress, limits: Limits = NO_LIMITS) -> None:
@@ -123,6 +124,14 @@ class Budget:
             yield
         finally:
             self.limits = limits
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Run what is needed once on a machine, such as a download: its time is not part of the climb's."""
+        began = time.monotonic()
+        with self.lifted():
+            yield
+        self._began += time.monotonic() - began
 
     def unwind(self) -> None:
         """End the steps that something left open when it was stopped, so that later ones are shown."""

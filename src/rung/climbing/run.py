@@ -22,12 +22,15 @@ from rung.climbing.store import RunStore, engine_of_run, open_run
 from rung.climbing.trust import check_allowed
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
-from rung.engines.opening import UNMEASURED, expected_speedup, explain, settled
+from rung.engines.encoders import is_exported
+from rung.engines.opening import UNMEASURED, expected_speedup, explain, open_encoder, settled
+from rung.engines.openvino_export import ExportPrecision
 from rung.errors import ConfigError, needed_by
 from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
+from rung.models.reference import is_endpoint, resolve
 from rung.progress import Progress, card, default_progress, table_html
 from rung.rungs import Rung, build
 from rung.rungs.models import other_models
@@ -200,6 +203,8 @@ def climb(
         # Its path becomes one name, so that the rungs that made it may be tried on top of it again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = incumbent.fingerprint()
+    with watch.apart():
+        _fetch(task, data, rungs, watch)
     with watch.stage():
         if task.corpus is not None and any(one.reads_corpus for one in rungs):
             from rung.retrieval.build import build_index
@@ -217,6 +222,20 @@ def climb(
         raise
     finally:
         watch.board(())
+
+
+def _fetch(task: Task, data: Data, rungs: Sequence[Rung], watch: Budget) -> None:
+    """Download, and export, the models that the climb will open and this machine lacks."""
+    if not is_endpoint(task.model):
+        resolve(task.model, progress=watch)
+    start = Artifact.zero_shot(task.only(task.model), data.labels)
+    fitting = [rung for rung in rungs if rung.applies(start, data).applies]
+    opened: set[tuple[str, ExportPrecision]] = {(name, "fp32") for rung in fitting for name in rung.encoders}
+    if task.corpus is not None:
+        opened.add((task.corpus.encoder, task.corpus.precision))
+    for name, precision in sorted(opened):
+        if not is_exported(resolve(name, progress=watch), precision):
+            open_encoder(name, precision=precision, progress=watch)
 
 
 def _engine(task: Task, options: ClimbOptions, identity: Mapping[str, Any], watch: Budget) -> str:

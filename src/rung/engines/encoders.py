@@ -135,6 +135,11 @@ def choose_backend(files: ModelFiles, *, device: str = "auto") -> Backend:
     return "openvino" if runs else "torch"
 
 
+def is_exported(files: ModelFiles, precision: ExportPrecision = "fp32") -> bool:
+    """Whether opening the encoder exports nothing."""
+    return choose_backend(files) != "openvino" or folder_of(files, "encoder", precision).exists()
+
+
 def _has_gpu() -> bool:
     """Look for NVIDIA's driver without importing torch, which takes seconds."""
     return Path("/dev/nvidiactl").exists()

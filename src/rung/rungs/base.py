@@ -177,6 +177,11 @@ class Rung(ABC):
         del artifact, data
         return OK
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """References of the sentence encoders that `fit` opens."""
+        return ()
+
     def cache_key(self, artifact: Artifact) -> tuple[object, ...] | None:
         """Name the parts of the base artifact that decide the rung's result; None for all of it.
 

@@ -90,6 +90,11 @@ class FineTunedEncoder(Rung):
         """The rows' text as the prompt shows it."""
         return head_key(artifact, names=self.label_names)
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that is trained."""
+        return (self.encoder,)
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Six operations per parameter and token while training, twice with contrast, and two when predicting."""
         files = resolve(self.encoder)

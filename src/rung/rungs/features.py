@@ -80,6 +80,11 @@ class Features(Rung):
         model = (artifact.model, artifact.engine, artifact.weights.base) if self.encoder == "" else ()
         return (*head_key(artifact, names=self.label_names), *model)
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that reads the rows, if any."""
+        return (self.encoder,) if self.encoder else ()
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One pass of the encoder over the training rows, and the fits of the head on a range of penalties."""
         lexical = lexical_cost(artifact, data, machine, heads=len(data.labels))

@@ -24,6 +24,8 @@ from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung
 from rung.rungs.costs import inference_cost, sizes
 from rung.training.config import Count
 
+COMPARED = ("knn", "mmr")  # selections that compare rows with an encoder
+
 
 # Fixed and random demonstrations differ from balanced ones only by chance: a climb tries them when asked to.
 @rung("few-shot-mmr", family="in-context", order=340, topics=("nearest rows",), selection="mmr")
@@ -67,12 +69,17 @@ class FewShot(Rung):
             return skip("only labels can be balanced", final=True)
         return OK
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that measures similarity."""
+        return (self.encoder,) if self.selection in COMPARED else ()
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k rows; a pool to search has to be embedded."""
         s = sizes(artifact, data)
         extra = min(self.k * (s.question + s.answer + 8), self.token_budget)
         cost = inference_cost(artifact, data, machine, extra_tokens=extra)
-        if self.selection not in ("knn", "mmr"):
+        if not self.encoders:
             return cost
         tokens = s.question * len(data.train)
         flops = FORWARD * resolve(self.encoder).parameters * tokens
@@ -85,7 +92,7 @@ class FewShot(Rung):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
         pool, vectors, encoder = data.train, None, ""
-        if self.selection in ("knn", "mmr"):
+        if self.encoders:
             texts = [artifact.prompt.question(example.inputs) for example in pool]
             encoder = self.encoder
             vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
@@ -130,6 +137,11 @@ class DemonstrationEnsemble(Rung):
         reason = f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}"
         return OK if enough else skip(reason, final=True)
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that measures similarity."""
+        return (self.encoder,) if self.rows in COMPARED else ()
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """`sets` prompts a row, each longer by `k` rows."""
         s = sizes(artifact, data)
@@ -137,7 +149,7 @@ class DemonstrationEnsemble(Rung):
         cost = inference_cost(
             artifact, data, machine, fit_rows=min(self.unlabelled, len(data.train)), extra_tokens=extra
         )
-        if self.rows not in ("knn", "mmr"):
+        if not self.encoders:
             return cost
         flops = FORWARD * resolve(self.encoder).parameters * s.question * len(data.train)
         return replace(
@@ -148,7 +160,7 @@ class DemonstrationEnsemble(Rung):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Add the sets of demonstrations, and calibrate their average."""
         vectors, encoder = None, ""
-        if self.rows in ("knn", "mmr"):
+        if self.encoders:
             texts = [artifact.prompt.question(example.inputs) for example in data.train]
             encoder = self.encoder
             vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)

@@ -85,6 +85,11 @@ class PromptSearch(Rung):
         del artifact
         return enough_rows(data, self.adoption, self.seed, FEWEST_SEARCHED)
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that finds the nearest rows, if any."""
+        return (self.encoder,) if self.encoder else ()
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget, with the demonstrations that most candidates show."""
         rows, deciding = split(data.train, self.adoption, self.seed)

@@ -130,6 +130,11 @@ class NearestRow(Yardstick):
         plain = super().suits(artifact, data)
         return plain if self.encoder is not None or not plain.applies else sklearn_missing()
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that compares the rows, if any."""
+        return (self.encoder,) if self.encoder else ()
+
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One reading of the training rows."""
         if self.encoder is None:
