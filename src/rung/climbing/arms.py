@@ -1,7 +1,9 @@
 """The arms of a climb: how each is made, how it answers rows, and what it takes.
 
 An arm is a rung on top of another arm, or one of the bases: zero-shot and what is served. With folds it has one
-artifact for each fold, made without the fold's rows, unless making it reads no rows.
+artifact for each fold, made without the fold's rows, unless making it reads no rows. Without folds, an arm that is made
+in seconds has two: fold 0, from the training rows, answers the validation rows; the one that answers the test rows, and
+is recommended, is made from both.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ FIRST_ROWS = 2  # of an arm, where there is a budget
 OPENING_SECONDS = 4.0  # that the libraries and weights of a local language model take to load
 NEAR = 30.0  # estimates of two arms within this factor are corrected alike
 SAME = 1.5  # ratio of the operations a token of two models that are taken for one
-Fold = int | None  # None: made from all training rows
+Fold = int | None  # None: made from all rows that it may learn from
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def rulers(data: Data) -> tuple[Ruler, Ruler]:
         placed = [(row, fold) for fold, rows in enumerate(data.folds) for row in race_order(rows)]
         search = Ruler("folds", tuple(row for row, _ in placed), tuple(fold for _, fold in placed))
     else:
-        search = Ruler("validation", race_order(data.validation), (None,) * len(data.validation))
+        search = Ruler("validation", race_order(data.validation), (0,) * len(data.validation))
     if data.folds and not data.test:
         return search, search
     return search, Ruler("test", race_order(data.test), (None,) * len(data.test))
@@ -112,6 +114,13 @@ class Arm:
     def learns(self) -> bool:
         """Whether making it reads training rows, so that each fold needs its own."""
         return self.rung is not None and (self.rung.learns or (self.base is not None and self.base.learns))
+
+    @property
+    def refits(self) -> bool:
+        """Whether the validation rows are among those that it is made from in the end, where there are no folds."""
+        if self.rung is None or self.base is None:
+            return False
+        return self.rung.refits if self.rung.learns else self.base.refits
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,20 +275,29 @@ class ClimbState:
         """What the run folder calls the arm's artifact of a fold."""
         return arm.name if fold is None else f"{arm.name}/folds/{fold}"
 
+    def fold_of(self, arm: Arm, fold: Fold) -> Fold:
+        """The fold whose artifact of the arm serves for this one: None where one artifact serves for all."""
+        return fold if arm.learns and (self.data.folds or arm.refits) else None
+
+    def fold_below(self, arm: Arm, fold: Fold) -> Fold:
+        """The fold whose artifact of the base an arm is put on; what is not made twice saw no validation row."""
+        assert arm.base is not None
+        return self.fold_of(arm.base, fold if self.data.folds or arm.refits else 0)
+
     def made(self, arm: Arm, fold: Fold) -> Artifact:
-        """Make the arm from all training rows or without those of a fold, or load it from the run folder.
+        """Make the arm from all rows or without those of a fold, or load it from the run folder.
 
         Raises:
             FitFailed: its rung, or one that it is put on, failed.
         """
-        fold = fold if arm.learns else None
+        fold = self.fold_of(arm, fold)
         if fold not in arm.artifacts:
             assert arm.rung is not None
             assert arm.base is not None
             key = self.key(arm, fold)
             kept = self.store.kept(key)
             if kept is None or not self.store.noted("fitted", name=key):
-                base = self.made(arm.base, fold)
+                base = self.made(arm.base, self.fold_below(arm, fold))
                 began = self.begin()
                 try:
                     *_, (_, fitted) = self.fitting(arm, base, fold, parts=False)
@@ -293,7 +311,7 @@ class ClimbState:
         """Make an arm, here or by the crew; with `parts`, also give it after parts of its training."""
         assert arm.rung is not None
         if self.crew is None or arm.rung in self.models:
-            data = self.data if fold is None else self.data.fold(fold)
+            data = arm.rung.rows_to_fit(self.data, fold)
             if parts:
                 yield from arm.rung.fit_in_parts(base, data, progress=self.budget)
             else:
@@ -310,19 +328,21 @@ class ClimbState:
 
     def order_fit(self, arm: Arm, fold: Fold, *, ahead: bool = False) -> bool:
         """Have the crew make an arm and what it is put on; say whether the crew can answer with it then."""
-        fold = fold if arm.learns else None
+        fold = self.fold_of(arm, fold)
         if arm.rung is None or arm.base is None or fold in arm.artifacts:
             return True
-        key = self.key(arm, fold)
+        key, below = self.key(arm, fold), self.fold_below(arm, fold)
         if self.store.noted("fitted", name=key) and (self.store.artifact_folder(key) / MANIFEST).is_file():
             return True
-        if self.crew is None or arm.rung in self.models or not self.order_fit(arm.base, fold, ahead=ahead):
+        if self.crew is None or arm.rung in self.models or not self.order_fit(arm.base, below, ahead=ahead):
             return False
-        base = self.key(arm.base, fold if arm.base.learns else None)
-        first = self.search.folds[0] if self.search.folds and arm.learns else None
-        parts = arm.rung.trains_weights and fold == first
-        self.crew.fit(key, arm.rung.name, base, fold, parts=parts, ahead=ahead)
+        parts = arm.rung.trains_weights and fold == self.first_fold(arm)
+        self.crew.fit(key, arm.rung.name, self.key(arm.base, below), fold, parts=parts, ahead=ahead)
         return True
+
+    def first_fold(self, arm: Arm) -> Fold:
+        """The fold of the artifact that answers the first rows of the search."""
+        return self.fold_of(arm, self.search.folds[0]) if self.search.folds else None
 
     def order(self, arm: Arm, ruler: Ruler, until: int, *, ahead: bool = False) -> None:
         """Have the crew begin with what `scores` is going to ask for."""
@@ -333,7 +353,7 @@ class ClimbState:
         for fold, group in groupby(placed, key=lambda pair: pair[1]):
             missing = [row.id for row, _ in group if (ruler.split, row.id) not in known]
             if missing and self.order_fit(arm, fold, ahead=ahead):
-                self.crew.ask(self.key(arm, fold if arm.learns else None), ruler.split, missing, ahead=ahead)
+                self.crew.ask(self.key(arm, self.fold_of(arm, fold)), ruler.split, missing, ahead=ahead)
 
     def begin(self) -> tuple[float, float]:
         """The time, and the money spent at endpoints, before an arm is made; raises TimeUp if nothing is left."""
@@ -356,7 +376,7 @@ class ClimbState:
 
     def fit(self, arm: Arm) -> dict[str, float]:
         """The measured seconds and money to make the arm once, on top of its base; with folds, the means."""
-        keys = [self.key(arm, fold) for fold in (None, *range(len(self.data.folds)))]
+        keys = [self.key(arm, fold) for fold in (None, *range(self.fits))]
         entries = [entry for key in keys if (entry := self.store.noted("fitted", name=key))]
         return {
             name: sum(float(entry[name]) for entry in entries) / max(1, len(entries))
@@ -393,7 +413,7 @@ class ClimbState:
         for fold, group in groupby(placed, key=lambda pair: pair[1]):
             missing = [row for row, _ in group if (ruler.split, row.id) not in known]
             if missing:
-                artifact, key = self.made(arm, fold), self.key(arm, fold if arm.learns else None)
+                artifact, key = self.made(arm, fold), self.key(arm, self.fold_of(arm, fold))
                 self._answer(arm, artifact, missing, ruler.split, arm.name, key)
         self._learn_pace(arm)
         return row_values(self.scoring, [known[ruler.split, row.id] for row, _ in placed])

@@ -133,6 +133,9 @@ def conclude(state: ClimbState) -> ClimbResult:
         assert found is not None
         best = found.recommended
     best, unmade = _refitted(state, best)
+    for arm in () if state.data.folds else state.arms.values():
+        if None not in arm.artifacts and 0 in arm.artifacts:  # it was not confirmed: what its race measured is kept
+            arm.artifacts[None] = state.store.keep(arm.artifacts[0], arm.name)
     results = [_result(state, arm) for arm in state.arms.values()]
     comparisons = [
         Comparison.judged(state.incumbent, name, state.metric, v)
@@ -211,7 +214,7 @@ def _own_rewards(state: ClimbState) -> dict[str, str]:
 
 
 def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
-    """With folds, make the recommended arm from all rows; return what is recommended, and a note if it is not made.
+    """Make the recommended arm from all rows, if it is not; return what is recommended, and a note if it is not made.
 
     It takes as long as for one fold. Where that is short, it is done even if the budget is used up.
     """
@@ -251,7 +254,13 @@ def _compared(state: ClimbState) -> str:
     test = f"{len(state.confirm)} test rows that nothing was trained or chosen on"
     if state.data.folds:
         return f"raced on {len(state.search)} rows out of fold, and confirmed on {test}"
-    return f"raced on {len(state.search)} validation rows, and confirmed on {test}"
+    more = "; what takes seconds to make learnt from them too before that" if _any_refitted(state) else ""
+    return f"raced on {len(state.search)} validation rows, and confirmed on {test}{more}"
+
+
+def _any_refitted(state: ClimbState) -> bool:
+    made = [arm.name for arm in state.arms.values() if arm.refits]
+    return any(state.store.noted("fitted", name=name) is not None for name in made)
 
 
 def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:

@@ -84,7 +84,7 @@ def seconds_to_confirm(state: ClimbState) -> float:
     total = more * state.row_seconds(incumbent)
     if leader is not incumbent:
         total += max(0, rows - len(state.scores(leader, state.confirm))) * state.row_seconds(leader)
-    if state.data.folds and leader.learns and None not in leader.artifacts:
+    if leader.learns and None not in leader.artifacts:
         total += state.fit(leader)["fit_seconds"]
     return total
 

@@ -192,12 +192,12 @@ def _lead(state: ClimbState, arm: Arm) -> None:
 
 def _make(state: ClimbState, arm: Arm) -> None:
     """Make the arm that answers the first rows; stop a training that even optimistically does not reach the leader."""
-    fold = state.search.folds[0] if state.search.folds and arm.learns else None
+    fold = state.first_fold(arm)
     key = state.key(arm, fold)
     if arm.rung is None or arm.base is None or (state.store.kept(key) and state.store.noted("fitted", name=key)):
         state.made(arm, fold)
         return
-    base = state.made(arm.base, fold)
+    base = state.made(arm.base, state.fold_below(arm, fold))
     began = state.begin()
     try:
         for share, artifact in state.fitting(arm, base, fold):

@@ -46,6 +46,7 @@ FRAME_KEYS = (
 ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
 MEASURING_SECONDS = 90.0  # what choosing an engine takes, once on a machine: an export, two loads and some text
 MEASURING_SHARE = 0.25  # of the budget that choosing may take: rungs that take seconds come first
+LAYOUT = 2  # of run folders; the climb of an older one starts anew
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
 
@@ -197,7 +198,7 @@ def climb(
     rungs = (*models, *build(names, task, options.seed))
     identity: dict[str, Any] = {
         "task": task.name, "kind": task.output.kind, "task_fingerprint": task.fingerprint(),
-        "data_fingerprint": data.fingerprint, "seed": options.seed, "version": __version__,
+        "data_fingerprint": data.fingerprint, "seed": options.seed, "version": __version__, "layout": LAYOUT,
     }  # fmt: skip
     if incumbent is not None:
         # Its path becomes one name, so that the rungs that made it may be tried on top of it again, with new rows.

@@ -4,7 +4,8 @@ climb.json                       what is climbed: task, data and settings finger
 journal.jsonl                    one line per finished step: chosen, fitted, failed, stopped, time spent
 rungs/NAME/artifact/             the artifact, complete or absent
 rungs/NAME/predictions.jsonl     one line per answered row, appended batch by batch
-rungs/NAME/folds/I/artifact/     with folds: the one made without the rows of fold I; removed at the end
+rungs/NAME/folds/I/artifact/     the one made without the rows of fold I; without folds, 0 is without the validation
+                                 rows; removed at the end
 jobs/                            with workers: their jobs and results; removed at the end
 rungs/NAME/parts/P/              predictions of an artifact after P percent of its training
 report.json, report.html         at the end

@@ -209,7 +209,8 @@ def _loaded(folder: str, key: str) -> Artifact:
 
 def _fit(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     task, data, _ = _task_of(job)
-    rung, rows = _rung_of(job, task), data if job.fold is None else data.fold(job.fold)
+    rung = _rung_of(job, task)
+    rows = rung.rows_to_fit(data, job.fold)
     with _artifact_of(job) as base:
         if not job.options.get("parts"):
             _save(rung.fit(base, rows, progress=progress), folder)

@@ -167,6 +167,11 @@ class Data:
         hint = f"give `data.{split}`, or more rows to split off"
         raise DataError("too-few-rows", f"the {split} split has no rows", hint=hint)
 
+    def with_validation(self) -> Data:
+        """Make data whose training rows are those of training and validation, so that none is held out."""
+        fingerprint = hash_of([self.fingerprint, "with validation"], digits=64)
+        return replace(self, train=(*self.train, *self.validation), validation=(), fingerprint=fingerprint)
+
     def fold(self, index: int) -> Data:
         """Make the rows to fit on, as `train`, and those to answer, as `test`, of one fold.
 

@@ -147,6 +147,7 @@ class Rung(ABC):
     opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
     with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences
     variant_of: ClassVar[str] = ""  # the name of the rung that this is with another setting; see `variants`
+    refits: ClassVar[bool] = False  # whether a climb confirms what is made from training and validation rows; if quick
     learns: ClassVar[bool] = True  # whether `fit` reads the rows of the task; if not, one artifact serves all folds
 
     @property
@@ -189,6 +190,15 @@ class Rung(ABC):
         """
         del artifact
         return None
+
+    def rows_to_fit(self, data: Data, fold: int | None) -> Data:
+        """The data that `fit` gets: without the rows of a fold, or for None all that it may learn from.
+
+        Without folds, fold 0 is what the validation rows measure.
+        """
+        if data.folds:
+            return data if fold is None else data.fold(fold)
+        return data.with_validation() if fold is None and self.refits else data
 
     @abstractmethod
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

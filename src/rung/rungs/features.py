@@ -62,6 +62,11 @@ class Features(Rung):
         """`features`, or `llm-features` for the base model's hidden states."""
         return "llm-features" if self.encoder == "" else "features"
 
+    @property
+    def refits(self) -> bool:  # type: ignore[override]
+        """Whether fitting takes seconds: a language model reads the rows for minutes."""
+        return self.encoder != ""
+
     def __post_init__(self) -> None:
         """Check that there are features."""
         super().__post_init__()

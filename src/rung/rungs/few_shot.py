@@ -70,6 +70,11 @@ class FewShot(Rung):
         return OK
 
     @property
+    def refits(self) -> bool:  # type: ignore[override]
+        """Whether more rows to look up change no other row's prompt."""
+        return self.selection in COMPARED
+
+    @property
     def encoders(self) -> tuple[str, ...]:
         """The one that measures similarity."""
         return (self.encoder,) if self.selection in COMPARED else ()

@@ -33,6 +33,7 @@ class Yardstick(Rung):
     """A rung whose artifacts answer by the text of the row alone."""
 
     needs = ("training rows", "untuned")
+    refits = True
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where a prompt is answered."""
