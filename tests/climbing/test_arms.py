@@ -98,7 +98,7 @@ def test_what_reads_no_prompt_is_fitted_once_and_on_the_plainest_base(
 def test_what_reads_another_text_is_fitted_again(tiny_task, tiny_zero, data, asked, fitted, tmp_path):
     served = replace(tiny_zero, prompt=replace(tiny_zero.prompt, template="Customer: {text}"))
     found = climb(tiny_task, options=ClimbOptions(rungs=("features",), out=tmp_path), incumbent=served)
-    assert sorted(fitted) == ["served", "zero-shot"]
+    assert sorted(set(fitted)) == ["served", "zero-shot"]
     assert {"features", "served+features"} <= set(found.predictions)
 
 

@@ -550,6 +550,13 @@ class ClimbState:
             reason = f"{type(error).__name__}: {error}; see {folder / 'error.txt'}"
         self.leave(arm.name, arm.family, "failed", reason)
         self.arms.pop(arm.name, None)
+        if arm.name == self.leader:
+            self.leader = max((each.name for each in self.alive()), key=self._mean, default="")
+
+    def _mean(self, name: str) -> float:
+        """An arm's mean score in the search; below all others where it has answered nothing."""
+        own = self.scores(self.arms[name], self.search)
+        return sum(own) / len(own) if own else -1.0
 
     def say(self) -> None:
         """Tell how far the climb is: the time, the arms, and the leader with its lead."""
