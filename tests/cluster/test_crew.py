@@ -62,7 +62,9 @@ def test_what_is_done_ahead_changes_nothing_and_nothing_is_done_twice(free_task_
     assert report_of(run(free_task_file, tmp_path, executor)) == alone
     fits = [kind for kind in executor.kinds if kind.startswith("fit")]
     assert sorted(set(fits)) == sorted(fits)
-    assert {"fit majority", "fit nearest-row", "fit tfidf-head", "fit calibrate"} <= set(fits)
+    assert {f"fit {name}/folds/0" for name in ("majority", "nearest-row", "tfidf-head")} | {"fit calibrate"} <= set(
+        fits
+    )
 
 
 def test_a_resumed_climb_asks_only_for_what_no_worker_has_finished(free_task_file, alone, tmp_path):
@@ -99,7 +101,7 @@ def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(fre
     failed = next(rung for rung in result.rungs if rung.name == "tfidf-head")
     assert failed.status == "failed"
     assert "IndexError" in failed.reason
-    assert executor.kinds.count("fit tfidf-head") == 2
+    assert executor.kinds.count("fit tfidf-head/folds/0") == 2
     assert {rung.status for rung in result.rungs if rung.name == "nearest-row"} <= {"confirmed", "beaten"}
 
 

@@ -336,7 +336,7 @@ class ClimbState:
             return True
         if self.crew is None or arm.rung in self.models or not self.order_fit(arm.base, below, ahead=ahead):
             return False
-        parts = arm.rung.trains_weights and fold == self.first_fold(arm)
+        parts = arm.rung.has_parts and fold == self.first_fold(arm)
         self.crew.fit(key, arm.rung.name, self.key(arm.base, below), fold, parts=parts, ahead=ahead)
         return True
 

@@ -196,7 +196,7 @@ class Rung(ABC):
 
         Without folds, fold 0 is what the validation rows measure.
         """
-        if data.folds:
+        if data.folds or fold:
             return data if fold is None else data.fold(fold)
         return data.with_validation() if fold is None and self.refits else data
 
@@ -215,6 +215,11 @@ class Rung(ABC):
         super().__init_subclass__(**kwargs)
         if "fit" in vars(cls):
             cls.fit = _with_rows(vars(cls)["fit"])  # type: ignore[method-assign]
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether `fit_in_parts` gives more than the whole."""
+        return type(self).fit_in_parts is not Rung.fit_in_parts
 
     def fit_in_parts(
         self, artifact: Artifact, data: Data, *, progress: Progress = QUIET

@@ -6,7 +6,6 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +24,7 @@ ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
 NF4_BYTES = (4 + 0.127) / 8  # of a parameter: 4 bits, and the constants of its block (QLoRA, section 3)
 FROZEN_BASE, FULL = 4, 6
 LEXICAL_BYTES = 2**29  # room for the terms of the rows and for scikit-learn
-LOADING = 1.0  # seconds that loading scikit-learn takes, once in a process
-FITTING = 0.05  # seconds of any fit
+FITTING = 0.1  # seconds of any fit; loading scikit-learn takes another second once, and is not counted
 FITS = 300  # passes over the rows: five penalties, three folds, and about twenty steps each
 
 
@@ -97,9 +95,8 @@ def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, heads: int
     fitted = len(data.train)
     rotation = 10 * min(fitted, ROTATED) ** 3  # the eigenvectors of the rows' inner products
     heads_flops = FITS * 4 * heads * fitted * min(fitted, ROTATED)
-    loading = 0.0 if "sklearn.linear_model" in sys.modules else LOADING
     flops_of_fit = 2 * fitted * flops + (rotation + heads_flops if heads else 0)
     return Cost(
-        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=loading + FITTING + machine.inference_seconds(flops_of_fit),
+        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=FITTING + machine.inference_seconds(flops_of_fit),
         row_tokens=0, row_flops=flops, row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES,
     )  # fmt: skip
