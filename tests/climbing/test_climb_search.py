@@ -204,6 +204,15 @@ def test_dear_rows_of_zero_shot_leave_the_budget_to_the_rungs(stage):
     assert play.clock <= 302
 
 
+def test_very_dear_rows_of_zero_shot_are_two_before_the_rungs(stage):
+    """A tenth of the budget is what it may take before it is clear that it matters."""
+    play = stage(HEAD, Planted("slow", 0.7, row=0.01, takes=60.0), zero_row=20.0)
+    done = play.climb(500.0)
+    assert len(play.rows("zero-shot", "validation")) == 2
+    assert done.result.recommended == "head"
+    assert by_name(done)["slow"].score is not None
+
+
 def test_no_answer_of_a_dear_arm_lacks_its_pair_when_the_budget_ends(stage):
     play = stage(Planted("head", 0.9, row=0.01, takes=1.0), zero_row=3.0)
     done = play.climb(60.0)

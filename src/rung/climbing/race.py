@@ -19,7 +19,8 @@ from rung.evaluation.racing import CHEAPER, eliminate, futile
 
 RESERVED = 0.4  # share of the budget that may be kept for confirming, at most; a quarter of it while nothing leads
 LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
-DEAR = 0.05  # share of the budget that a look at a base takes, from which it gets one look before the rungs
+FEWEST = 2  # rows that tell how long a row takes
+DEAR = 0.1  # share of the budget that the rows of a base may take before the rungs: 16 of them, at least 2
 PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
 OVERRAN = "it took longer than expected, and the budget was left to others"
 SURE = 0.95  # probability that another model is better than the first, from which the ramp starts from it
@@ -137,7 +138,11 @@ def _race(state: ClimbState, arm: Arm) -> None:
         return
     if arm.name not in state.arms:  # its training was stopped
         return
-    for until, later in with_next(looks(len(state.search), whole=state.whole)):
+    steps, enough = looks(len(state.search), whole=state.whole), len(state.search)
+    if arm.rung is None and not state.whole:
+        enough = _affordable(state, arm)
+        steps = (enough, *steps) if enough < FIRST else steps
+    for until, later in with_next(steps):
         leader = state.arms[state.leader]
         for each in (leader, arm):
             state.order(each, state.search, until)
@@ -145,16 +150,18 @@ def _race(state: ClimbState, arm: Arm) -> None:
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
-        enough = FIRST if _dear(state, arm) else 2 * FIRST
-        if arm.dropped or leader.dropped or (arm.rung is None and until >= enough and prospects(state)):
+        if arm.dropped or leader.dropped or (later > enough and prospects(state)):
             break  # a base is compared again with what leads later; its rows are dear
     _lead(state, arm)
 
 
-def _dear(state: ClimbState, arm: Arm) -> bool:
-    """Whether one look at the arm takes a large part of the budget."""
-    whole = state.budget.limits.seconds
-    return whole is not None and FIRST * state.row_seconds(arm) > DEAR * whole
+def _affordable(state: ClimbState, base: Arm) -> int:
+    """How many rows a base answers before the rungs: 16, or fewer where these take a large part of the budget."""
+    whole, most = state.budget.limits.seconds, min(2 * FIRST, len(state.search))
+    if whole is None:
+        return most
+    state.scores(base, state.search, min(FEWEST, most))
+    return max(min(FEWEST, most), min(most, int(DEAR * whole / max(state.row_seconds(base), 1e-9))))
 
 
 def _drop(state: ClimbState, until: int) -> None:
