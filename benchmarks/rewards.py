@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--solved", type=int, default=200, help="rows to fine-tune on")
     parser.add_argument("--steps", type=int, default=100, help="of RL, 16 rows each")
     parser.add_argument("--test", type=int, default=500, help="fresh rows that measure")
-    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of RL")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of RL")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
     chosen = parser.parse_args()
     count = 16 * chosen.steps
