@@ -333,7 +333,7 @@ def main() -> None:
     better = sum(one["low"] > 0 for one in results)
     worse = sum(one["high"] < 0 for one in results)
     pairs = [pair for one in results for pair in one["times"].values()]
-    close = sum(0.5 <= expected / took <= 2 for expected, took in pairs) / max(1, len(pairs))
+    close = sum(took / 2 <= expected <= 2 * took for expected, took in pairs) / max(1, len(pairs))
     met = worse == 0 and 2 * better >= len(results)
     print(
         json.dumps(

@@ -345,6 +345,10 @@ class Decoder(ABC):
         """Estimate the tokens run after one prompt."""
         return sizes.decoding
 
+    def written_tokens(self, sizes: Sizes) -> float:
+        """Estimate the tokens of one prediction that are written one after the other: none where labels are scored."""
+        return 0.0 if sizes.tree else self.decoding_tokens(sizes)
+
     @abstractmethod
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
         """Estimate the operations of one prediction, from a sample of rows."""

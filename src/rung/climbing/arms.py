@@ -35,7 +35,7 @@ from rung.machine import Machine
 from rung.models.files import write_atomically
 from rung.models.reference import is_endpoint
 from rung.rungs.base import Cost, Rung
-from rung.rungs.costs import inference_cost
+from rung.rungs.costs import WRITING, inference_cost, time_tokens
 from rung.task import Task
 
 BOARD = 8  # arms that are shown while the climb goes on
@@ -167,13 +167,14 @@ class Paces:
         self.first = 1 / max(1.0, speedup)  # before anything was measured: how much faster the engine is than torch
         self.model: Cost | None = None  # of the first base, whose model the engine runs
         self.rows: dict[str, tuple[Cost, float]] = {}  # arm: its estimate and the measured seconds of a row
+        self.written: dict[str, float] = {}  # arm: the measured tokens that it writes for a row
         self.fits: dict[str, tuple[Cost, float]] = {}  # arm that was trained: the same of its fit
 
     def row_seconds(self, name: str, cost: Cost) -> float:
         """The expected seconds of a row."""
         if name in self.rows:
             return self.rows[name][1]
-        rows = [(each, each.row_seconds, real) for each, real in self.rows.values()]
+        rows = [(each, each.row_seconds, real) for each, real in self._as_estimated()]
         return cost.row_seconds * self._ratio(rows, cost, cost.row_seconds, self._first(cost))
 
     def fit_seconds(self, cost: Cost, *, trains: bool) -> float:
@@ -181,8 +182,18 @@ class Paces:
         if trains:
             fits = [(each, each.fit_seconds, real) for each, real in self.fits.values()]
             return cost.fit_seconds * self._ratio(fits, cost, cost.fit_seconds, 1.0)
-        rows = [(each, each.row_seconds, real) for each, real in self.rows.values()]
+        rows = [(each, each.row_seconds, real) for each, real in self._as_estimated()]
         return cost.fit_seconds * self._ratio(rows, cost, cost.fit_seconds, self._first(cost))
+
+    def _as_estimated(self) -> Iterator[tuple[Cost, float]]:
+        """The estimates, and the seconds that a row would take if as many tokens were written as was expected.
+
+        A model that does not know when to stop says nothing of another's time.
+        """
+        for name, (cost, real) in self.rows.items():
+            expected, written = cost.written_tokens, self.written.get(name, cost.written_tokens)
+            units = time_tokens(cost.row_tokens, expected)
+            yield cost, real * units / (units + WRITING * (written - expected)) if expected else real
 
     def _first(self, cost: Cost) -> float:
         return self.first if self.model is not None and same_model(cost, self.model) else 1.0
@@ -508,7 +519,9 @@ class ClimbState:
     def _learn_pace(self, arm: Arm) -> None:
         """Remember the measured time of the arm's rows beside the estimated one."""
         if arm.cost is not None and self.store.predictions(arm.name):
+            rows = self.store.predictions(arm.name).values()
             self.paces.rows[arm.name] = (arm.cost, self.row_seconds(arm))
+            self.paces.written[arm.name] = sum(row.completion_tokens for row in rows) / len(rows)
 
     def row_seconds(self, arm: Arm) -> float:
         """The seconds that a row takes: measured, else expected; 0 if nothing is known."""

@@ -93,6 +93,7 @@ class Cost:
         row_flops: floating-point operations of one prediction.
         row_seconds: time of one prediction in a batch.
         memory_bytes: peak memory, model included.
+        written_tokens: those of `row_tokens` that are written one after the other.
     """
 
     fit_tokens: int
@@ -102,6 +103,7 @@ class Cost:
     row_flops: float
     row_seconds: float
     memory_bytes: int
+    written_tokens: float = 0.0
 
 
 def training_rows(artifact: Artifact, rows: Any) -> Data:

@@ -24,6 +24,7 @@ ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
 NF4_BYTES = (4 + 0.127) / 8  # of a parameter: 4 bits, and the constants of its block (QLoRA, section 3)
 FROZEN_BASE, FULL = 4, 6
 LEXICAL_BYTES = 2**29  # room for the terms of the rows and for scikit-learn
+WRITING = 4.0  # times what a read token takes; 2.1 to 4.8 on two cores with four tasks of the 135M model
 FITTING = 0.1  # seconds of any fit; loading scikit-learn takes another second once, and is not counted
 FITS = 300  # passes over the rows: five penalties, three folds, and about twenty steps each
 
@@ -49,6 +50,11 @@ def _table(files: ModelFiles) -> tuple[dict[str, Any], int]:
     return config, int(config["vocab_size"] * config["hidden_size"])
 
 
+def time_tokens(tokens: float, written: float) -> float:
+    """The tokens that could be read in the time of so many, of which some are written one after the other."""
+    return tokens + (WRITING - 1) * written
+
+
 def text_tokens(artifact: Artifact, data: Data) -> float:
     """Estimate the tokens of the task's plain text from a sample."""
     tokenizer = tokenizer_of(resolve(artifact.model))
@@ -61,23 +67,24 @@ def inference_cost(
     artifact: Artifact, data: Data, machine: Machine, *, fit_rows: int = 0, extra_tokens: float = 0
 ) -> Cost:
     """Estimate the cost of an artifact that needs `fit_rows` predictions to be made and no training."""
-    s = sizes(artifact, data)
-    return forward_cost(
-        s.parameters, artifact.decoder.row_tokens(artifact, s) + extra_tokens, machine, fit_rows=fit_rows
-    )
+    s, decoder = sizes(artifact, data), artifact.decoder
+    tokens, written = decoder.row_tokens(artifact, s) + extra_tokens, decoder.written_tokens(s)
+    return forward_cost(s.parameters, tokens, machine, fit_rows=fit_rows, written=written)
 
 
-def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: int) -> Cost:
-    """Estimate the cost of reading `tokens` a row with so many parameters, and `fit_rows` rows for the fit."""
+def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: int, written: float = 0.0) -> Cost:
+    """Estimate the cost of `tokens` a row, of which some are written, and of `fit_rows` rows for the fit."""
     flops = FORWARD * parameters * tokens
+    seconds = machine.inference_seconds(FORWARD * parameters * time_tokens(tokens, written))
     return Cost(
         fit_tokens=round(fit_rows * tokens),
         fit_flops=fit_rows * flops,
-        fit_seconds=machine.inference_seconds(fit_rows * flops),
+        fit_seconds=fit_rows * seconds,
         row_tokens=tokens,
         row_flops=flops,
-        row_seconds=machine.inference_seconds(flops),
+        row_seconds=seconds,
         memory_bytes=4 * parameters + ACTIVATION_BYTES,
+        written_tokens=written,
     )
 
 

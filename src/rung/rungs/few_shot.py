@@ -88,11 +88,7 @@ class FewShot(Rung):
             return cost
         tokens = s.question * len(data.train)
         flops = FORWARD * resolve(self.encoder).parameters * tokens
-        return Cost(
-            fit_tokens=round(tokens), fit_flops=flops, fit_seconds=machine.inference_seconds(flops),
-            row_tokens=cost.row_tokens, row_flops=cost.row_flops, row_seconds=cost.row_seconds,
-            memory_bytes=cost.memory_bytes,
-        )  # fmt: skip
+        return replace(cost, fit_tokens=round(tokens), fit_flops=flops, fit_seconds=machine.inference_seconds(flops))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
