@@ -14,8 +14,10 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import plan_rows
 from rung.climbing.run import climb
 from rung.climbing.worth import Worth
+from rung.machine import this_machine
 from rung.rungs import Features, FewShot, build, names
 from rung.rungs.base import Cost
+from rung.rungs.costs import forward_cost
 
 
 @pytest.fixture
@@ -143,6 +145,18 @@ def test_estimates_are_corrected_by_arms_of_the_same_model_only():
     assert [paces.row_seconds("x", each) for each in (encoder, none)] == [0.1, 0.1]
     assert [paces.fit_seconds(each, trains=False) for each in (encoder, none)] == [2.0, 2.0]
     assert paces.fit_seconds(model, trains=False) == pytest.approx(120.0)
+
+
+def test_a_model_that_writes_to_its_limit_does_not_make_others_look_slow():
+    """Written tokens take four times as long as read ones; zero-shot wrote 80 where 20 were expected."""
+    machine, slower = this_machine(), 3.0
+    zero, shown = (forward_cost(10**8, read + 20, machine, fit_rows=0, written=20) for read in (100, 500))
+    a_token = machine.inference_seconds(2 * 10**8)
+    assert shown.row_seconds == pytest.approx((500 + 4 * 20) * a_token)
+    paces = Paces()
+    paces.rows["zero-shot"], paces.written["zero-shot"] = (zero, slower * (100 + 4 * 80) * a_token), 80.0
+    assert paces.row_seconds("zero-shot", zero) == pytest.approx(slower * 420 * a_token)
+    assert paces.row_seconds("few-shot", shown) == pytest.approx(slower * shown.row_seconds)
 
 
 def test_where_there_are_documents_what_reads_none_promises_less():
