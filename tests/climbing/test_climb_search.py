@@ -89,7 +89,7 @@ def test_what_is_made_in_seconds_learns_from_the_validation_rows_too_before_it_i
     assert validation <= learnt
     assert not test & learnt
     assert not (done.folder / "rungs" / "quick" / "folds").exists()
-    assert "learnt from them too" in done.result.notes[0]
+    assert "learnt from the validation rows too" in done.result.notes[0]
 
 
 def test_what_is_not_made_twice_is_put_on_what_saw_no_validation_row(stage):

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
+import numpy as np
+
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import listed
 from rung.artifact.yardsticks import ConstantAnswer, CopiedRow, NumberHead
 from rung.data.rows import Data, labels_of
 from rung.data.texts import number_text
-from rung.evaluation.metrics.text import token_f1
+from rung.evaluation.metrics.base import multiset_f1
+from rung.evaluation.metrics.text import squad_words
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
@@ -26,7 +29,7 @@ from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_m
 from rung.rungs.linear import row_weights, train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
-SECONDS_A_PAIR = 5e-5  # of it, for estimates
+SECONDS_A_PAIR = 1e-5  # of it, for estimates
 
 
 class Yardstick(Rung):
@@ -108,7 +111,9 @@ def most_typical(texts: Sequence[str]) -> str:
     if count > 1 or len(texts) < 3:
         return best
     compared = texts[:MOST_COMPARED]
-    return max(compared, key=lambda text: sum(token_f1(text, [other]) for other in compared))
+    words = [Counter(squad_words(text)) for text in compared]
+    likeness = [sum(multiset_f1(own, other) for other in words) for own in words]
+    return compared[int(np.argmax(likeness))]
 
 
 @rung("nearest-row-encoder", family="yardstick", order=20, default=True)
