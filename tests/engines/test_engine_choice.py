@@ -7,10 +7,10 @@ import torch
 from rung.artifact.artifact import Artifact
 from rung.artifact.text import Generate
 from rung.engines import opening as engine_choice
-from rung.engines.opening import UNMEASURED, Choice, choose, explain, judge, known, settled
+from rung.engines.opening import UNMEASURED, Choice, choose, expected_speedup, explain, judge, known, settled
 from rung.errors import EngineError
 from rung.models.reference import resolve
-from rung.progress import QUIET
+from rung.progress import QUIET, Quiet
 
 
 def test_the_faster_one_is_chosen_if_its_text_can_be_trusted():
@@ -47,23 +47,65 @@ def test_torch_runs_what_openvino_cannot_export_and_a_failure_is_none(monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if code == "export-failed":  # such as a full disk: it may have room tomorrow
         with pytest.raises(EngineError):
-            engine_choice._measured(resolve("embedded"), QUIET)
+            engine_choice._measured(resolve("embedded"), "int8", QUIET)
         return
-    choice = engine_choice._measured(resolve("embedded"), QUIET)
+    choice = engine_choice._measured(resolve("embedded"), "int8", QUIET)
     assert choice == Choice("torch", "OpenVINO's exporter does not know LlamaForCausalLM")
+    with pytest.raises(EngineError):  # int4 was asked for, so torch does not replace it
+        engine_choice._measured(resolve("embedded"), "int4", QUIET)
 
 
 def test_it_is_explained_without_measuring(monkeypatch):
     assert explain("embedded", "torch") == "torch generates, as asked for"
     assert explain("http://localhost/v1#m", "auto") == "the endpoint generates"
-    monkeypatch.setattr(engine_choice, "known", lambda files: None)
+    monkeypatch.setattr(engine_choice, "known", lambda *_: None)
     assert explain("embedded", "auto") == UNMEASURED
-    monkeypatch.setattr(engine_choice, "known", lambda files: judge(4.0, 1.0, 0.02))
+    monkeypatch.setattr(engine_choice, "known", lambda *_: judge(4.0, 1.0, 0.02))
     assert explain("embedded", "auto").startswith("openvino generates: 4.0 times")
 
 
+def test_int4_is_measured_and_its_difference_printed_before_it_answers(monkeypatch, tmp_path):
+    class Said(Quiet):
+        def __init__(self):
+            self.lines = []
+
+        def say(self, text):
+            self.lines.append(text)
+
+    class Opened:
+        def __init__(self, precision):
+            self.precision = precision
+
+    files, said, measured = resolve("embedded"), Said(), []
+    monkeypatch.setattr(engine_choice, "cache_dir", lambda: tmp_path)
+
+    def measure(files, precision, progress):
+        measured.append(precision)
+        return judge(3.0, 0.75, 0.4, precision)
+
+    def opened(model, precision, *, progress):
+        assert said.lines, "the difference is printed before the engine is opened"
+        return Opened(precision)
+
+    monkeypatch.setattr(engine_choice, "_measured", measure)
+    monkeypatch.setattr(engine_choice, "open_openvino", opened)
+    assert explain("embedded", "openvino-int4") == f"openvino-int4 generates, as asked for: {UNMEASURED}"
+    assert expected_speedup("embedded", "openvino-int4") == 1
+    for _ in range(2):
+        engine = engine_choice._generator(files, "openvino-int4", "cpu", False, said)
+        assert engine.precision == "int4"
+    figures = "int4 agrees with fp32 on 75% of first tokens, log-probabilities 0.400 nats apart"
+    assert len(said.lines) == 2
+    assert all(line.startswith("openvino-int4 generates: ") and figures in line for line in said.lines)
+    assert figures in explain("embedded", "openvino-int4")
+    assert settled("embedded", "openvino-int4") == "openvino-int4"  # though `auto` would not trust it
+    assert expected_speedup("embedded", "openvino-int4") == 3
+    assert known(files) is None  # of int8
+    assert measured == ["int4"]
+
+
 def test_an_artifact_that_generates_records_what_auto_meant(monkeypatch, zero, tmp_path):
-    monkeypatch.setattr(engine_choice, "choose", lambda files, progress: judge(4.0, 1.0, 0.02))
+    monkeypatch.setattr(engine_choice, "choose", lambda *_, progress: judge(4.0, 1.0, 0.02))
     assert settled("embedded", "torch") == "torch"
     assert settled("embedded", "auto") == "openvino"
     written = replace(zero, decoder=Generate(8)).save(tmp_path / "generates")

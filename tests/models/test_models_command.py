@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from rung.errors import ModelError
+from rung.errors import ConfigError, ModelError
 
 
 @pytest.fixture
@@ -58,10 +58,15 @@ def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):
     done = []
     monkeypatch.setattr("rung.engines.openvino_export.exported", lambda *model, progress: done.append(model))
     rung("pull", "embedded", "--openvino", "--quiet")
-    assert done == [(embedded, "causal", "int8")]
+    rung("pull", "embedded", "--openvino", "--precision", "int4", "--quiet")
+    assert done == [(embedded, "causal", "int8"), (embedded, "causal", "int4")]
     monkeypatch.setattr("rung.engines.encoders.OpenVinoEncoder", lambda files, *_, progress: done.append(files))
     rung("pull", "embedded-encoder", "--openvino", "--quiet")
-    assert done[1:] == [encoder]
+    assert done[2:] == [encoder]
+    with pytest.raises(ConfigError, match="--precision is that of an export"):
+        rung("pull", "embedded", "--precision", "int4")
+    with pytest.raises(ConfigError, match="unknown --precision 'int3'"):
+        rung("pull", "embedded", "--openvino", "--precision", "int3")
 
 
 def test_pull_of_a_local_folder(rung, small_model):

@@ -82,7 +82,7 @@ class Artifact:
         retriever: finds passages in the user's documents.
         weights: the base model's weights, or a trained change of them.
         overflow: the policy for prompts that are longer than the model's context.
-        engine: which engine runs the model: `auto`, `torch`, `openvino`, `openvino-fp32`, `api`.
+        engine: which engine runs the model: `auto`, `torch`, `openvino`, `openvino-int4`, `openvino-fp32`, `api`.
         path: the rungs that produced it.
         settings: the settings of those rungs.
 

@@ -295,7 +295,7 @@ def export(
         "--to", help="Write tuned weights (peft, huggingface, openvino, gguf) or for a server (vllm, ollama, kserve).",
     )] = None,
     out: Annotated[Path | None, Option(help="A new folder.", metavar="FOLDER")] = None,
-    precision: Annotated[str | None, Option(help="With openvino: int8, fp32. With gguf: f16, q8_0, f32.")] = None,
+    precision: Annotated[str | None, Option(help="With openvino: int8, int4, fp32. With gguf: f16, q8_0, f32.")] = None,
     prompt: Annotated[str | None, Option(help="Write prompts instead: messages, text or openai.")] = None,
     data: options.Rows = None,
     row: Annotated[int | None, Option(min=1, help="With prompts: only this row, counted from 1.")] = None,

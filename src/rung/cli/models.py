@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer import Argument, Option
 
 from rung.cli import options, render, render_models
-from rung.errors import ModelError
+from rung.errors import ConfigError, ModelError
 
 app = typer.Typer(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
 cache = typer.Typer(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
@@ -84,17 +84,24 @@ def pull(
     openvino: Annotated[
         bool, Option("--openvino", help="Export it to OpenVINO now, as its first use would: for container images.")
     ] = False,
+    precision: Annotated[
+        str | None, Option(help="Of the exported weights: int8, int4, fp32; int8 if not given, for encoders fp32.")
+    ] = None,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.engines.opening import export_ahead
+    from rung.engines.openvino_export import ExportPrecision
     from rung.models.embedded import find
     from rung.models.reference import resolve
     from rung.models.tokenizer import chat_template_of
 
+    chosen = options.choose("--precision", precision, get_args(ExportPrecision))
+    if chosen and not openvino:
+        raise ConfigError("bad-option", "--precision is that of an export", hint="add --openvino")
     files = resolve(reference, progress=options.progress(quiet))
     if openvino:
-        export_ahead(files, progress=options.progress(quiet))
+        export_ahead(files, chosen, progress=options.progress(quiet))
     text = f"{files.name}: {render_models.count(files.parameters)} parameters in {files.folder}"
     known = find(reference)
     writes = chat_template_of(files.folder) is not None if known is None else known.kind == "language model"

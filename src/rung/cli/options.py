@@ -45,7 +45,9 @@ QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.
 Offline = Annotated[bool, Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]
 SeedOption = Annotated[int, Option("--seed", help="Seed of everything random.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")]
-EngineOption = Annotated[str, Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")]
+EngineOption = Annotated[
+    str, Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-int4, openvino-fp32.")
+]
 Budget = Annotated[str | None, Option(help="Most to spend: time such as 90s, 10m, 1h, or money such as 5USD.")]
 RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
 Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]

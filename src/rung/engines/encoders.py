@@ -112,8 +112,8 @@ def open_sentence_encoder(
         EngineError: a library is missing, or the export failed.
     """
     chosen = backend or choose_backend(files, device=device)
-    if precision == "int8" and chosen != "openvino":
-        problem = f"{files.name} runs in int8 through OpenVINO alone, and here {chosen} runs it"
+    if precision != "fp32" and chosen != "openvino":
+        problem = f"{files.name} runs in {precision} through OpenVINO alone, and here {chosen} runs it"
         raise ConfigError("engine-mismatch", problem, hint="use precision: fp32")
     if chosen != "openvino":
         return StaticEncoder(files) if chosen == "static" else TorchEncoder(files, device=device)

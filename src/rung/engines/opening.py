@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
 
 
-EngineName = Literal["auto", "torch", "openvino", "openvino-fp32", "api"]
+EngineName = Literal["auto", "torch", "openvino", "openvino-int4", "openvino-fp32", "api"]
 
 
 def open_engine(
@@ -66,8 +66,9 @@ def open_engine(
 
     Args:
         model: a model reference.
-        engine: `torch`; `openvino` (int8 weights) or `openvino-fp32`, with torch to score and embed; `api`; or `auto`:
-            torch or openvino, whichever is better on this machine (see `choose`).
+        engine: `torch`; `openvino` (int8 weights), `openvino-int4` (compared with torch first, and the difference
+            reported) or `openvino-fp32`, with torch to score and embed; `api`; or `auto`: torch or openvino, whichever
+            is better on this machine (see `choose`).
         device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
         quantization: how torch holds the model: empty for the device's precision, `nf4` for 4 bits (QLoRA).
         remember: cache answers (see `rung.engines.response_cache`).
@@ -106,7 +107,9 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
     """The engine that generates; with `auto`, the one that measured better here."""
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
-    precision: ExportPrecision = "fp32" if engine == "openvino-fp32" else "int8"
+    precision = _precision(engine)
+    if precision == "int4":
+        progress.say(f"openvino-int4 generates: {choose(files, 'int4', progress=progress).reason}")
     if apart:
         from rung.engines.openvino_export import exported
         from rung.engines.openvino_process import OpenVinoApart
@@ -114,6 +117,11 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
         exported(files, "causal", precision, progress=progress)
         return OpenVinoApart(files, precision)
     return open_openvino(files.reference, precision, progress=progress)
+
+
+def _precision(engine: str) -> ExportPrecision:
+    """The precision of the engine of this name, or of the one that `auto` may choose."""
+    return {"openvino-int4": "int4", "openvino-fp32": "fp32"}.get(engine, "int8")  # type: ignore[return-value]
 
 
 def _cached(engine: Engine, remember: bool) -> Engine:
@@ -184,8 +192,8 @@ def open_encoder(
     return encoder
 
 
-def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
-    """Export a model or a sentence encoder to OpenVINO, as its first use would.
+def export_ahead(files: ModelFiles, precision: ExportPrecision | None = None, *, progress: Progress = QUIET) -> None:
+    """Export a model (by default in int8) or a sentence encoder (in fp32) to OpenVINO, as its first use would.
 
     Raises:
         ConfigError: `engine-mismatch`: OpenVINO cannot run this encoder exactly.
@@ -196,9 +204,9 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
 
     verify(files)
     if is_encoder(files):
-        open_sentence_encoder(files, backend="openvino", progress=progress)
+        open_sentence_encoder(files, backend="openvino", precision=precision or "fp32", progress=progress)
     else:
-        exported(files, "causal", "int8", progress=progress)
+        exported(files, "causal", precision or "int8", progress=progress)
 
 
 ENCODERS = 8  # kept open: tuned ones are many during a search
@@ -209,12 +217,14 @@ _encoders: dict[tuple[str, str, str], SentenceEncoder] = {}  # not `lru_cache`: 
 #
 # On CPU, torch (fp32) and OpenVINO (int8) decode the same few prompts. OpenVINO is chosen if it is faster and its text
 # can be trusted: on more prompts, its first token must nearly always be that of fp32, with nearly the same probability.
-# First tokens are compared because their context is equal; later tokens follow from earlier differences.
+# First tokens are compared because their context is equal; later tokens follow from earlier differences. What runs in
+# int4 was asked for; it is measured alike, so that its difference is known before it answers.
 
 
 DECODED = 32  # tokens per prompt when speed is measured
 MIN_AGREEMENT = 0.9  # share of first tokens that must be those of fp32
 MAX_LOGPROB_DIFF = 0.15  # mean difference of their log-probabilities, in nats
+MEASURED = ("auto", "openvino-int4")  # engines that are measured before they answer
 UNMEASURED = "not measured yet: the first generated text measures it, once per model and machine"
 
 _HEAD = "You are an assistant at the help desk of a company. Answer in one short sentence, friendly and to the point."
@@ -225,91 +235,101 @@ _FORMS = ("What can I do about {}?", "Tell me about {}.", "Why should anyone car
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The engine for generated text, and why; the figures are 0 without a measurement."""
+    """The engine for generated text, torch or OpenVINO in one precision, and why.
+
+    The figures are 0 without a measurement.
+    """
 
     engine: Literal["torch", "openvino"]
     reason: str  # one sentence, with the figures
     speedup: float = 0.0  # tokens per second of OpenVINO over torch
-    agreement: float = 0.0  # share of first tokens at which int8 and fp32 agree
+    agreement: float = 0.0  # share of first tokens at which this precision and fp32 agree
     logprob_diff: float = 0.0  # mean absolute difference of their log-probabilities, in nats, where they agree
 
 
-def choose(files: ModelFiles, *, progress: Progress = QUIET) -> Choice:
+def choose(files: ModelFiles, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> Choice:
     """The engine that generates with this model on this machine, measured at the first call.
 
     Processes that ask at once wait for the first. The measurement exports the model to OpenVINO and loads torch.
     """
-    if (choice := known(files)) is not None:
+    if (choice := known(files, precision)) is not None:
         return choice
 
     def measure(folder: Path) -> None:
-        (folder / "choice.json").write_text(json.dumps(asdict(_measured(files, progress))), encoding="utf-8")
+        measured = asdict(_measured(files, precision, progress))
+        (folder / "choice.json").write_text(json.dumps(measured), encoding="utf-8")
 
-    publish(_folder(files), measure, progress)
-    return _read(_folder(files))
+    publish(_folder(files, precision), measure, progress)
+    return _read(_folder(files, precision))
 
 
-def known(files: ModelFiles) -> Choice | None:
+def known(files: ModelFiles, precision: ExportPrecision = "int8") -> Choice | None:
     """The choice where it needs no measuring: already measured, or without openvino-genai or torch."""
     if importlib.util.find_spec("openvino_genai") is None:
         return Choice("torch", "openvino-genai is not installed")
     if importlib.util.find_spec("torch") is None:
         return Choice("openvino", "torch is not installed")
-    return _read(_folder(files)) if _folder(files).exists() else None
+    return _read(_folder(files, precision)) if _folder(files, precision).exists() else None
 
 
 def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
     """The name of the engine that generates: `engine`, or what `auto` means here (see `choose`)."""
-    if engine != "auto" or is_endpoint(model):
+    if engine not in MEASURED or is_endpoint(model):
         return engine
-    return choose(resolve(model, progress=progress), progress=progress).engine
+    choice = choose(resolve(model, progress=progress), _precision(engine), progress=progress)
+    return choice.engine if engine == "auto" else engine
 
 
 def expected_speedup(model: str, engine: str) -> float:
     """How many times faster than torch the engine of this name was measured to generate here; 1 where unknown."""
     if is_endpoint(model) or engine == "torch" or not is_cached(model):
         return 1.0
-    choice = known(resolve(model))
-    return choice.speedup if choice is not None and choice.engine == "openvino" else 1.0
+    choice = known(resolve(model), "int4" if engine == "openvino-int4" else "int8")
+    if choice is None or (engine == "auto" and choice.engine == "torch"):
+        return 1.0
+    return choice.speedup or 1.0
 
 
 def explain(model: str, engine: str) -> str:
     """Which engine generates and why, in one line, without loading or measuring anything."""
     if is_endpoint(model):
         return "the endpoint generates"
+    asked = f"{engine} generates, as asked for"
+    if engine not in MEASURED:
+        return asked
+    choice = known(resolve(model), _precision(engine)) if is_cached(model) else None
     if engine != "auto":
-        return f"{engine} generates, as asked for"
-    choice = known(resolve(model)) if is_cached(model) else None
+        return f"{asked}: {UNMEASURED if choice is None else choice.reason}"
     return UNMEASURED if choice is None else f"{choice.engine} generates: {choice.reason}"
 
 
-def judge(speedup: float, agreement: float, logprob_diff: float) -> Choice:
+def judge(speedup: float, agreement: float, logprob_diff: float, precision: ExportPrecision = "int8") -> Choice:
     """Decide from the measured figures (see `Choice`)."""
-    agree = f"int8 agrees with fp32 on {agreement:.0%} of first tokens"
+    agree = f"{precision} agrees with fp32 on {agreement:.0%} of first tokens"
     figures = f"{agree}, log-probabilities {logprob_diff:.3f} nats apart"
     engine: Literal["torch", "openvino"] = "torch"
     if agreement < MIN_AGREEMENT or logprob_diff > MAX_LOGPROB_DIFF:
         reason = f"OpenVINO's {figures}, too far to be trusted (`--engine openvino-fp32` has full precision)"
     elif speedup <= 1:
-        reason = f"OpenVINO runs at {speedup:.1f} times its speed"
+        reason = f"OpenVINO runs at {speedup:.1f} times the speed of torch; {figures}"
     else:
         engine, reason = "openvino", f"{speedup:.1f} times as fast as torch; {figures}"
     return Choice(engine, reason, speedup, agreement, logprob_diff)
 
 
-def _measured(files: ModelFiles, progress: Progress) -> Choice:
-    torch = open_torch(files.reference)
-    if torch.info.device == "cuda":
+def _measured(files: ModelFiles, precision: ExportPrecision, progress: Progress) -> Choice:
+    torch, asked = open_torch(files.reference), precision != "int8"
+    if torch.info.device == "cuda" and not asked:
         return Choice("torch", "a CUDA device is available")
     try:
-        fast = open_openvino(files.reference, "int8", progress=progress)
+        fast = open_openvino(files.reference, precision, progress=progress)
     except EngineError as error:
-        if error.code != "export-unsupported":  # memory, disk or network may be there at the next attempt
+        if error.code != "export-unsupported" or asked:  # memory, disk or network may be there at the next attempt
             raise
         return Choice("torch", f"OpenVINO's exporter does not know {files.architecture}")
     progress.start("measuring torch and OpenVINO")
     speedup = _tokens_per_second(fast, progress) / _tokens_per_second(torch, progress)
-    choice = judge(speedup, *_difference(fast, torch, progress))
+    choice = judge(speedup, *_difference(fast, torch, progress), precision)
     progress.finish(choice.reason)
     return choice
 
@@ -340,8 +360,9 @@ def _difference(fast: Engine, reference: Engine, progress: Progress) -> tuple[fl
     return len(same) / len(diffs), float(np.mean(same)) if same else float("inf")
 
 
-def _folder(files: ModelFiles) -> Path:
-    return cache_dir() / "engine-choice" / f"{files.fingerprint}-{machine_id()}"
+def _folder(files: ModelFiles, precision: ExportPrecision) -> Path:
+    name = f"{files.fingerprint}-{machine_id()}"
+    return cache_dir() / "engine-choice" / (name if precision == "int8" else f"{name}-{precision}")
 
 
 def _read(folder: Path) -> Choice:

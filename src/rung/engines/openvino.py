@@ -336,6 +336,7 @@ OPEN_BOTH = "open the model with `rung.engines.opening.open_engine`, which adds 
 # with AMX it would compute in bfloat16, in which a text depends on the other rows of its batch.
 PROPERTIES = {
     "int8": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
+    "int4": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
     "fp32": {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"},
 }
 
@@ -345,8 +346,9 @@ class OpenVinoEngine(LocalModel):
 
     It does not score or embed, since openvino-genai gives no logits; `rung.engines.opening` adds an engine that does.
 
-    With `int8` the weights have 8 bits; `auto` chooses this engine only after comparing its text with fp32. With
-    `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine except near ties.
+    With `int8` or `int4` the weights have so many bits; `auto` chooses int8 only after comparing its text with fp32.
+    With `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine except near
+    ties.
 
     Raises:
         EngineError: openvino-genai is not installed, or the model cannot be exported.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rung.export.gguf import GgufPrecision
 
 PRECISIONS: dict[ExportFormat, tuple[str, ...]] = {  # the first is the default
-    "peft": (), "huggingface": (), "openvino": ("int8", "fp32"), "gguf": ("f16", "q8_0", "f32"),
+    "peft": (), "huggingface": (), "openvino": ("int8", "int4", "fp32"), "gguf": ("f16", "q8_0", "f32"),
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def export(
         artifact: with tuned weights.
         form: `peft` writes the adapter alone; the others merge it into the base model.
         folder: a new folder.
-        precision: of `openvino` (int8 or fp32) or `gguf` (f16, q8_0 or f32); by default the first of these.
+        precision: of `openvino` (int8, int4 or fp32) or `gguf` (f16, q8_0 or f32); by default the first of these.
         rows: those on whose prompts the difference by merging is measured (see `rung.export.merge.measure`).
         source: where the rows came from, for people.
         known: what the artifact's climb measured, for the model card.
