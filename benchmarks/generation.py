@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--raw-rows", type=int, default=96, help="rows for raw openvino-genai")
     parser.add_argument("--peer-rows", type=int, default=64, help="rows for the batch peer")
     parser.add_argument("--loop-rows", type=int, default=12, help="rows for the ludwig-loop peer")
-    parser.add_argument("--precision", choices=["int8", "fp32"], default="int8")
+    parser.add_argument("--precision", choices=["int8", "int4", "fp32"], default="int8")
     chosen = parser.parse_args()
     engine = open_openvino(chosen.model, chosen.precision)
     chats = prompts(chosen.rows)
