@@ -114,9 +114,10 @@ def test_an_artifact_that_generates_records_what_auto_meant(monkeypatch, zero, t
 
 
 @pytest.mark.slow
-def test_measuring_the_embedded_model(monkeypatch):
-    found = choose(resolve("embedded"))
+@pytest.mark.parametrize(("precision", "least"), [("int8", 0.7), ("int4", 0.4)])
+def test_measuring_the_embedded_model(precision, least):
+    found = choose(resolve("embedded"), precision)
     print(found)
     assert found.speedup > 1
-    assert found.agreement > 0.7  # 84 % on an AMD EPYC: it depends on the processor, so it is measured
-    assert found == judge(found.speedup, found.agreement, found.logprob_diff)
+    assert found.agreement > least  # int8: 84 % on an AMD EPYC; it depends on the processor, so it is measured
+    assert found == judge(found.speedup, found.agreement, found.logprob_diff, precision)

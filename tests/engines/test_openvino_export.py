@@ -25,10 +25,10 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     config = BertConfig(
         vocab_size=50,
-        hidden_size=16,
+        hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=64,
         max_position_embeddings=32,
     )
     BertModel(config).save_pretrained(tmp_path / "tiny")
@@ -57,6 +57,17 @@ def test_two_processes_at_once_make_one_complete_export(tiny):
     assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
     graph = openvino.Core().read_model(str(folder / openvino_export.GRAPH))
     assert {port.get_any_name() for port in graph.inputs} >= {"input_ids", "attention_mask"}
+
+
+def test_int4_has_4_bits_in_the_layers_and_8_in_the_embedding(tiny):
+    import openvino
+
+    graph = openvino.Core().read_model(exported(tiny, "encoder", "int4") / openvino_export.GRAPH)
+    constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    shapes = {kind: {tuple(c.shape) for c in constants if c.get_element_type().get_type_name() == kind}
+              for kind in ("u4", "u8", "i8")}  # fmt: skip
+    assert shapes["u4"] == {(64, 1, 64)}  # rows, groups of a row, weights of a group
+    assert (50, 64) in shapes["u8"] | shapes["i8"]
 
 
 def test_the_caller_imports_nothing_heavy_and_an_export_is_made_once(tiny):

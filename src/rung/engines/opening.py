@@ -12,7 +12,7 @@ import itertools
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 
 EngineName = Literal["auto", "torch", "openvino", "openvino-int4", "openvino-fp32", "api"]
+PRECISIONS: Mapping[str, ExportPrecision] = {"openvino-int4": "int4", "openvino-fp32": "fp32"}  # others have int8
 
 
 def open_engine(
@@ -107,7 +108,7 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
     """The engine that generates; with `auto`, the one that measured better here."""
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
-    precision = _precision(engine)
+    precision = PRECISIONS.get(engine, "int8")
     if precision == "int4":
         progress.say(f"openvino-int4 generates: {choose(files, 'int4', progress=progress).reason}")
     if apart:
@@ -117,11 +118,6 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
         exported(files, "causal", precision, progress=progress)
         return OpenVinoApart(files, precision)
     return open_openvino(files.reference, precision, progress=progress)
-
-
-def _precision(engine: str) -> ExportPrecision:
-    """The precision of the engine of this name, or of the one that `auto` may choose."""
-    return {"openvino-int4": "int4", "openvino-fp32": "fp32"}.get(engine, "int8")  # type: ignore[return-value]
 
 
 def _cached(engine: Engine, remember: bool) -> Engine:
@@ -276,7 +272,7 @@ def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
     """The name of the engine that generates: `engine`, or what `auto` means here (see `choose`)."""
     if engine not in MEASURED or is_endpoint(model):
         return engine
-    choice = choose(resolve(model, progress=progress), _precision(engine), progress=progress)
+    choice = choose(resolve(model, progress=progress), PRECISIONS.get(engine, "int8"), progress=progress)
     return choice.engine if engine == "auto" else engine
 
 
@@ -297,7 +293,7 @@ def explain(model: str, engine: str) -> str:
     asked = f"{engine} generates, as asked for"
     if engine not in MEASURED:
         return asked
-    choice = known(resolve(model), _precision(engine)) if is_cached(model) else None
+    choice = known(resolve(model), PRECISIONS.get(engine, "int8")) if is_cached(model) else None
     if engine != "auto":
         return f"{asked}: {UNMEASURED if choice is None else choice.reason}"
     return UNMEASURED if choice is None else f"{choice.engine} generates: {choice.reason}"

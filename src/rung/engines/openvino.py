@@ -336,7 +336,6 @@ OPEN_BOTH = "open the model with `rung.engines.opening.open_engine`, which adds 
 # with AMX it would compute in bfloat16, in which a text depends on the other rows of its batch.
 PROPERTIES = {
     "int8": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
-    "int4": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
     "fp32": {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"},
 }
 
@@ -444,7 +443,7 @@ class OpenVinoEngine(LocalModel):
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
         scheduler.cache_size = max(1, int(memory_bytes() * CACHE_SHARE / 2**30))
-        properties: dict[str, Any] = dict(PROPERTIES[self.precision])
+        properties: dict[str, Any] = dict(PROPERTIES["fp32" if self.precision == "fp32" else "int8"])
         if adapter is not None:
             data = adapter_bytes(Path(adapter), self.files, self.folder / "openvino_model.xml")
             weights = genai.Adapter(openvino.Tensor(np.frombuffer(data, np.uint8).copy()))
