@@ -36,7 +36,7 @@ MODULE = "rung.engines.openvino_export"
 GRAPH = "openvino_model.xml"
 PACKAGES = ("openvino", "optimum-intel", "nncf")
 PULSE_SECONDS = 0.5  # between two reports of progress while the export runs
-GROUP_SIZE = 64  # weights that share a scale and a zero point in int4; the embedding has 8 bits
+GROUP_SIZE = 64  # weights that share a scale and a zero point in int4; the embedding and the last layer have 8 bits
 LOG_LINES = 8  # of a failed export, that the error repeats
 
 
