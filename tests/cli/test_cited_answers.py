@@ -49,7 +49,7 @@ def test_run_json_holds_the_citations(command):
     assert (told["output"], told["written"], told["refused"]) == ("It costs 5 EUR.", "It costs 5 EUR [1].", False)
     (cited,) = told["citations"]
     assert cited == {"number": 1, "document": "guide.pdf", "title": "T", "page": 3, "start": 40, "end": 59,
-                     "text": "A card costs 5 EUR."}  # fmt: skip
+                     "text": "A card costs 5 EUR.", "attached": False}  # fmt: skip
 
 
 def test_a_refusal_has_no_sources(command):

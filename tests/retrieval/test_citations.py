@@ -36,7 +36,8 @@ def test_a_citation_says_where_it_stands():
     assert str(first) == "[1] a.md, characters 10 to 30"
     assert str(second) == "[2] b.pdf, page 3, characters 0 to 5"
     assert second.as_dict() == {
-        "number": 2, "document": "b.pdf", "title": "T", "page": 3, "start": 0, "end": 5, "text": "Beta."
+        "number": 2, "document": "b.pdf", "title": "T", "page": 3, "start": 0, "end": 5, "text": "Beta.",
+        "attached": False,
     }  # fmt: skip
 
 

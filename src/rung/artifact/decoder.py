@@ -32,6 +32,7 @@ from rung.progress import QUIET, Progress, card
 from rung.prompts.overflow import Rendered
 from rung.retrieval import passage
 from rung.retrieval.passage import Citation, Passage
+from rung.retrieval.support import attached
 
 Prompts = Sequence[Messages]  # one conversation per row
 # What a decoder may refuse: a changed prompt, demonstrations, reasoning steps, a trained language model, another
@@ -55,7 +56,7 @@ class Answer:
         truncated_characters: cut from the end of the longest input to make the prompt fit.
         abstained: the confidence is below the artifact's threshold; `text` is what it would have answered.
         written: the answer as the model wrote it, citation marks included.
-        citations: the passages that the marks name.
+        citations: the passages that the marks name; without marks, the sentences that say the same.
         passages: the passages shown, [1] first.
         refused: no relevant passage was found, so the model was not asked.
         steps: the steps of an agent.
@@ -529,11 +530,17 @@ def _after(answer: Answer, thinking: Thinking, asked: Messages) -> Answer:
 
 
 def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
-    """Add the passages shown, the resolved citations, and what was left out of the prompt, to an answer."""
+    """Add the passages shown, the citations, and what was left out of the prompt, to an answer.
+
+    If the model cites nothing, each of its sentences that a sentence of the passages supports gets that citation.
+    """
     text = answer.text
     if artifact.signature.kind == "chat" and rendered.messages:
         text = spoken(text, tools="tools" in rendered.messages[0])
-    text, citations = passage.resolve(text, rendered.passages) if cites(artifact) else (text, ())
+    citations: tuple[Citation, ...] = ()
+    if cites(artifact):
+        text, citations = passage.resolve(text, rendered.passages)
+        citations = citations or (() if rendered.refused else attached(text, rendered.passages))
     return replace(
         answer,
         text=text,

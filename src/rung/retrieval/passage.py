@@ -76,10 +76,15 @@ _OPERATOR = re.compile(r"(?:[=+*/%<>({\[,:\\-]|\b(?:return|in))\s*$")  # before 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that an answer names, with its number in the prompt."""
+    """A passage that an answer names, with its number in the prompt.
+
+    It is `attached` if the model named none: the passage is then the sentence that says the same as the answer's, found
+    by `rung.retrieval.support`.
+    """
 
     number: int
     passage: Passage
+    attached: bool = False
 
     def __str__(self) -> str:
         return f"[{self.number}] {self.location}"
@@ -96,7 +101,7 @@ class Citation:
         p = self.passage
         return {
             "number": self.number, "document": p.document, "title": p.title, "page": p.page, "start": p.start,
-            "end": p.end, "text": p.text,
+            "end": p.end, "text": p.text, "attached": self.attached,
         }  # fmt: skip
 
 
@@ -144,12 +149,13 @@ def shown_sources(
 ) -> tuple[str, tuple[Citation, ...]]:
     """List the sources of an answer under a heading: what it cites, or, where it cites nothing, the passages it read.
 
-    A refused answer has no sources.
+    The heading tells citations of the model from attached ones. A refused answer has no sources.
     """
     if not passages or refused:
         return "", ()
     if citations:
-        return "Sources", tuple(citations)
+        attached = any(citation.attached for citation in citations)
+        return "Sources, found by their words" if attached else "Sources", tuple(citations)
     return "Read, but not cited", tuple(Citation(n, passage) for n, passage in enumerate(passages, start=1))
 
 
