@@ -142,6 +142,11 @@ HEADERS = [
     "prompt_template,INPUT,actual-response,expected_response",
     "prompt,input,actual,expected",
     "prompt template ,input, actual response,expected response",
+    "promptTemplate,input,actualResponse,expectedResponse",
+    "Prompt template:,Input:,Actual response:,Expected response:",
+    "Prompt Template,Input,Model Response,Correct Response",
+    "prompt,input,output,expectedOutput",
+    "prompt,input,output,ground_truth",
 ]
 
 
@@ -172,6 +177,9 @@ def test_other_columns_are_named_and_a_missing_template_is_none(store, task, tmp
     with pytest.raises(DataError, match="has no column 'input'") as raised:
         read(file, task, store, "Bob")
     assert "it has 'Question', 'Response'; a table needs 'prompt template', 'input'" in raised.value.hint
+    file.write_text("input,output\nHow old?,age_limit\n")  # the actual response, or the expected one?
+    with pytest.raises(DataError, match="has no column 'actual response'"):
+        read(file, task, store, "Bob")
 
 
 def test_a_named_encoding_is_heeded(store, task, tmp_path):

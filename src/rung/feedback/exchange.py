@@ -162,9 +162,11 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str, form: File
 
 NAMES = {  # of a column, as `folded` gives them
     "prompt template": ("prompt template", "template", "prompt"), "input": ("input", "inputs"),
-    "actual response": ("actual response", "actual", "actual output", "response"),
-    "expected response": ("expected response", "expected", "expected output", "correction"),
+    "actual response": ("actual response", "actual", "actual output", "response", "model response", "model output"),
+    "expected response": ("expected response", "expected", "expected output", "correction", "correct response",
+                          "ground truth"),
 }  # fmt: skip
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")  # the places between the words of `expectedOutput`
 
 
 def _four_columns(record: Record) -> tuple[dict[str, str] | None, list[str]]:
@@ -176,8 +178,10 @@ def _four_columns(record: Record) -> tuple[dict[str, str] | None, list[str]]:
         return None, []
     by_name: dict[str, str] = {}
     for name in record.values:
-        by_name.setdefault(folded(name), name)
+        by_name.setdefault(folded(_CAMEL.sub(" ", name).rstrip(" :")), name)
     found = {name: next((by_name[each] for each in names if each in by_name), None) for name, names in NAMES.items()}
+    if found["actual response"] is None and found["expected response"] is not None:
+        found["actual response"] = by_name.get("output")  # alone, it may be either
     if missing := [name for name in ("input", "actual response") if found[name] is None]:
         wanted, there = ", ".join(map(repr, COLUMNS)), ", ".join(map(repr, record.values))
         hint = f"it has {there}; a table needs {wanted}; JSONL is what `rung failures export --to jsonl` writes"
