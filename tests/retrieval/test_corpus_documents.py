@@ -3,8 +3,11 @@ import zipfile
 from email.message import EmailMessage
 
 import docx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from docx.oxml import parse_xml
+from openpyxl import Workbook
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import (
     ArrayObject,
@@ -81,6 +84,19 @@ def test_html_becomes_markdown(docs):
         "# Prices\n\nAll in EUR.\n\n- one\n\n- two\n\n| Item | Cost/net |\n| Box | 5 |\n\nEnd  \nhere"
     )
     assert found["docs/latin.htm"].text == "Größe"
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["<title>S</title>", "<!doctype html><html lang=en><meta charset=utf-8><title>S</title><link rel=icon href=x>", ""],
+)
+@pytest.mark.parametrize("tag", ["main", "article", "section", "header", "x-app", "div", "p"])
+def test_a_page_may_leave_out_its_body_s_tag(docs, start, tag):
+    """The parser takes elements that it does not know for a part of the head, as long as no older one comes."""
+    (docs / "a.html").write_text(f"{start}<style>p {{}}</style><{tag}>Open daily.<p>Bring a coat.</p></{tag}>")
+    found, problems = read(docs.parent)
+    assert found["docs/a.html"].text == "Open daily.\n\nBring a coat."
+    assert problems == {}
 
 
 def test_deeply_nested_html_is_read_as_far_as_the_parser_goes_and_told(docs):
@@ -334,6 +350,49 @@ def test_rows_of_tables_are_documents(docs):
         ("docs/faq.csv:7", "How?", "Thus.", ("box",))
     ]
     assert problems["docs/faq.csv"].what == "2 rows without text are left out"
+
+
+def test_all_sheets_that_a_workbook_shows_are_read_and_cells_that_hold_no_text_are_told(docs):
+    book = Workbook()
+    first = book.active
+    first.append(["product", "price", "total"])
+    first.append(["Kettle", 5, "=B2*2"])  # written without the formula's value
+    hidden = book.create_sheet("Drafts")
+    hidden.append(["product"])
+    hidden.append(["Toaster"])
+    hidden.sheet_state = "hidden"
+    book.create_sheet("Empty")
+    more = book.create_sheet("Hours")
+    more.append(["day", "open"])
+    more.append(["Monday", "9 to 5"])
+    titled = book.create_sheet("Notes")
+    titled.append(["Our notes", None])
+    titled.append(["a", "b"])
+    book.save(docs / "shop.xlsx")
+    found, problems = read(docs.parent)
+    assert {name: one.text for name, one in found.items()} == {
+        "docs/shop.xlsx:2": "product: Kettle\nprice: 5",
+        "docs/shop.xlsx:Hours:2": "day: Monday\nopen: 9 to 5",
+    }
+    assert {one.source for one in found.values()} == {"docs/shop.xlsx"}
+    corpus, told = Corpus(files="docs"), []
+    (source,) = list_sources(corpus, docs.parent).sources
+    list(read_documents(source, corpus, told))
+    cell, sheet = (one.what for one in told)
+    assert cell.startswith("1 cells are left out; the first, 'total' of row 2, holds in C2 a formula without its value")
+    assert sheet.startswith("sheet 'Notes' is left out: ")
+    assert not any(one.left_out for one in told)
+    assert set(problems) == {"docs/shop.xlsx"}
+
+
+def test_bytes_in_a_table_are_told_and_the_other_columns_are_read(docs):
+    table = pa.table({"text": ["one", "two"], "image": [b"\x89PNG", None]})
+    pq.write_table(table, docs / "rows.parquet")
+    found, problems = read(docs.parent)
+    assert [one.text for one in found.values()] == ["text: one", "text: two"]
+    assert (
+        problems["docs/rows.parquet"].what == "1 cells are left out; the first, 'image' of row 1, holds bytes, not text"
+    )
 
 
 def test_rows_before_a_broken_one_are_kept(docs):

@@ -206,6 +206,12 @@ def _sheet(book: Any, path: Path, name: str | None) -> Any:
     return filled[0]
 
 
+def shown_sheets(file: IO[bytes], path: Path) -> list[str]:
+    """List the sheets of an Excel file that it shows and that have cells."""
+    sheets = [sheet for sheet in _workbook(file, path).worksheets if sheet.sheet_state == "visible"]
+    return [sheet.title for sheet in sheets if any(cell is not None for row in sheet.values for cell in row)]
+
+
 def sheet_of(file: IO[bytes], path: Path, name: str | None) -> str | None:
     """Name the sheet that is read where an Excel file has several; None where it has one."""
     book = _workbook(file, path)

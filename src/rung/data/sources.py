@@ -29,6 +29,7 @@ from rung.data.frames import (
     parquet_records,
     sheet_of,
     sheet_records,
+    shown_sheets,
 )
 from rung.data.rows import Record
 from rung.errors import ConfigError, DataError, Location, needed_by
@@ -364,6 +365,14 @@ def read_text(path: Path, encoding: str) -> str:
 
 _SEP = re.compile(r'"?sep=(.)"?')
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # that of the ending first
+
+
+def sheets_of(path: Path) -> list[str | None]:
+    """List the sheets of an Excel file that a person sees; one None for a file of another kind."""
+    if kind_of(path) not in EXCEL:
+        return [None]
+    with _whole(path) as file:
+        return [*shown_sheets(file, path)] or [None]
 
 
 def detected(path: Path, how: FileFormat) -> FileFormat:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from rung.data.cells import text_of
+from rung.data.cells import CellError, text_of
 from rung.data.rows import hash_of
 from rung.data.sources import (
     AUTO,
@@ -25,6 +25,7 @@ from rung.data.sources import (
     is_hub,
     kind_of,
     read_rows,
+    sheets_of,
 )
 from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError
@@ -208,15 +209,30 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> Co
 
 
 def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
-    """Yield the rows of a table as documents; rows before a broken one are kept."""
+    """Yield the rows of a table as documents, those of a workbook from all its sheets."""
     if source.path is not None and source.path.suffix.lower() in TEXT_KINDS:
         refuse_binary(source.path, corpus.encoding)
+    first, *more = [None] if source.path is None else sheets_of(source.path)
+    yield from _sheet_rows(source, first, source.id, corpus, problems)
+    for sheet in more:
+        try:
+            yield from _sheet_rows(source, sheet, f"{source.id}:{sheet}", corpus, problems)
+        except DataError as error:
+            problems.append(Problem(source.id, f"sheet {sheet!r} is left out: {error}", left_out=False))
+
+
+def _sheet_rows(
+    source: CorpusSource, sheet: str | None, name: str, corpus: Corpus, problems: list[Problem]
+) -> Iterator[SourceDocument]:
+    """Yield the rows of a table as documents, named after it; rows before a broken one are kept."""
     seen: set[str] = set()
+    unreadable: list[str] = []
     empty = 0
     try:
-        for record in read_rows(source.path or source.id, FileFormat(corpus.encoding, corpus.separator)):
+        form = FileFormat(corpus.encoding, corpus.separator, sheet=sheet)
+        for record in read_rows(source.path or source.id, form):
             number = record.source.rpartition(":")[2]
-            document = _row_document(source, number, record.values, corpus)
+            document = _row_document(source, f"{name}:{number}", record.values, corpus, unreadable)
             if document is None:
                 empty += 1
                 continue
@@ -233,11 +249,21 @@ def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iter
         problems.append(Problem(source.id, f"{error}; the {len(seen)} rows before are kept", left_out=False))
     if source.path is not None and (problem := _recognized(source.path, corpus)):
         problems.append(Problem(source.id, problem, left_out=False))
+    if unreadable:
+        problem = f"{len(unreadable)} cells are left out; the first, {unreadable[0]}"
+        problems.append(Problem(source.id, problem, left_out=False))
     if empty:
         problems.append(Problem(source.id, f"{empty} rows without text are left out", left_out=not seen))
 
 
-def _row_document(source: CorpusSource, number: str, values: dict[str, Any], corpus: Corpus) -> SourceDocument | None:
+def _row_document(
+    source: CorpusSource, name: str, values: dict[str, Any], corpus: Corpus, unreadable: list[str]
+) -> SourceDocument | None:  # fmt: skip
+    """Make a row a document, None where it has no text; cells that hold no text are added to the list.
+
+    Its name is that of the table and its number, which the column `corpus.id_column` replaces.
+    """
+    table, _, number = name.rpartition(":")
     for column in (corpus.text_column, corpus.title_column, corpus.id_column, *corpus.metadata):
         if column is not None and column not in values:
             raise DataError(
@@ -245,17 +271,22 @@ def _row_document(source: CorpusSource, number: str, values: dict[str, Any], cor
             )
 
     def value(column: str) -> str:
-        return "" if values[column] is None else text_of(values[column])
+        try:
+            return "" if values[column] is None else text_of(values[column])
+        except CellError as error:
+            unreadable.append(f"{column!r} of row {number}, {error}")
+            return ""
 
     if corpus.text_column is not None:
         text = value(corpus.text_column)
     else:
         apart = {corpus.title_column, corpus.id_column, *corpus.metadata}
-        text = "\n".join(f"{column}: {value(column)}" for column in values if column not in apart and value(column))
+        shown = {column: value(column) for column in values if column not in apart}
+        text = "\n".join(f"{column}: {cell}" for column, cell in shown.items() if cell)
     if not text.strip():
         return None
-    name = value(corpus.id_column) if corpus.id_column else number
+    name = f"{table}:{value(corpus.id_column)}" if corpus.id_column else name
     title = value(corpus.title_column) if corpus.title_column else ""
     metadata = tuple(value(column) for column in corpus.metadata)
     size = len(text.encode("utf-8", "replace"))
-    return SourceDocument(f"{source.id}:{name}", source.id, title, text, metadata=metadata, size=size)
+    return SourceDocument(name, source.id, title, text, metadata=metadata, size=size)

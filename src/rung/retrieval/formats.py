@@ -21,7 +21,7 @@ from rung.errors import MachineError, needed_by
 
 BINARY_BYTES = 8192  # a NUL in the first bytes marks a binary file
 SKIPPED = {
-    "head", "script", "style", "noscript", "template", "svg", "iframe", "object", "nav", "datalist",
+    "title", "script", "style", "noscript", "template", "svg", "iframe", "object", "nav", "datalist",
 }  # fmt: skip
 HIDDEN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse))\b", re.IGNORECASE)
 BLOCKS = {

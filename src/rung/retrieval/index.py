@@ -37,7 +37,7 @@ from rung.retrieval.store import (
 )
 from rung.yamlfile import json_value, unsealed
 
-FORMAT = 2  # of the table and of how documents are read and cut: another number means another index
+FORMAT = 3  # of the table and of how documents are read and cut: another number means another index
 SPARE = 3  # times k: candidates looked at, as some may be duplicates
 
 SearchMode = Literal["hybrid", "bm25", "dense"]
