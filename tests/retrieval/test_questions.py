@@ -8,9 +8,9 @@ from rung.retrieval.questions import is_askable, is_good, phrases, write_questio
 
 
 class Writer:
-    """Asks for Anna's things in words of its own, every third time by a copy of the sentence, and reads `answer`."""
+    """Asks for things in words of its own, every third time by a copy of the sentence, and reads `answer`."""
 
-    def __init__(self, answer="old"):
+    def __init__(self, answer="Anna Berg"):
         self.answer, self.asked = answer, []
 
     def generate(self, requests, *, progress=None):
@@ -22,7 +22,7 @@ class Writer:
             self.asked.append(prompt)
             sentence = prompt.partition("Sentence: ")[2].partition("\n")[0].rstrip(".")
             copy = len(self.asked) % 3 == 0
-            question = f'"Can somebody say how the {sentence.split()[-1]} of Anna Berg looks?"\nIt is'
+            question = f'"Can somebody say to whom {sentence.split()[-1]} belongs in the house?"\nIt is'
             yield SimpleNamespace(text=f"{sentence}?" if copy else question)
 
 
@@ -30,7 +30,9 @@ class Writer:
 def index(encoder, tmp_path):
     (tmp_path / "docs").mkdir()
     for name in ("boiler", "garden"):
-        lines = [f"The {name} of Anna Berg in house {n}0 is old and\nhas the serial {name}{n}." for n in range(4)]
+        lines = [
+            f"The {name} of Anna Berg is old and stands\nin the house with the serial {name}{n}." for n in range(4)
+        ]
         (tmp_path / f"docs/{name}.md").write_text(f"# About the {name}\n\n" + "\n\n".join([*lines, "Too short."]))
     return build(tmp_path / "index", Corpus(files="docs"), tmp_path)
 
@@ -38,19 +40,19 @@ def index(encoder, tmp_path):
 def test_answers_are_sentences_of_the_documents_and_bad_questions_are_left_out(index, tmp_path):
     writer = Writer()
     rows = write_questions(index, writer, 4)
-    assert {asked.rpartition("Answer: ")[2] for asked in writer.asked} <= {"Anna Berg", "00", "10", "20", "30"}
+    assert {asked.rpartition("Answer: ")[2] for asked in writer.asked} == {"Anna Berg"}
     assert [row["synthetic"] for row in rows] == [True] * 4
     assert {row["spans"][0]["document"] for row in rows} == {"docs/boiler.md", "docs/garden.md"}
     for row in rows:
         (span,) = row["spans"]
         text = (tmp_path / span["document"]).read_text()[span["start"] : span["end"]]
         assert row["answer"] == " ".join(text.split())
-        assert row["question"] == f"Can somebody say how the {text.rstrip('.').split()[-1]} of Anna Berg looks?"
+        assert row["question"] == f"Can somebody say to whom {text.rstrip('.').split()[-1]} belongs in the house?"
     assert write_questions(index, Writer(), 4) == rows
     assert write_questions(index, Writer(), 4, seed=1) != rows
 
 
-@pytest.mark.parametrize("answer", ["in Rome", "", "Anna Berg"])  # elsewhere, nothing, and what the question says
+@pytest.mark.parametrize("answer", ["in Rome", "", "old", "An"])  # elsewhere, nothing, what was not asked for
 def test_a_question_whose_answer_the_model_cannot_read_is_left_out(index, answer):
     assert write_questions(index, Writer(answer), 4) == []
 
@@ -115,7 +117,7 @@ def test_numbers_names_code_and_quotes_are_asked_for(sentence, asked):
         ("It needs an artifact that has no adapter yet.", False),  # what does?
         ("Without it, all of the labels are taken.", False),
         ("My plan for the city is to build twenty schools.", False),  # whose?
-        ("The deadliest day of the — for the — people of the city.", False),
+        ("The deadliest day of the — for the people of the city.", False),
         ("The museum is old.\\n\\n5. The garden is open from May.", False),
         ("rights: the process protects from endless loops.", False),  # begins in the middle
         ("The embedded model, 20 of its labels, 150 test rows;", False),  # does not end
@@ -127,6 +129,19 @@ def test_a_sentence_to_ask_for_stands_alone(sentence, askable):
     assert is_askable(sentence) is askable
 
 
+@pytest.mark.parametrize(("answer", "kept"), [("its key", 1), ("`rung advise`", 0), ("a tree", 0), ("no branch", 1)])
+def test_a_question_may_ask_what_code_means(encoder, tmp_path, answer, kept):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.md").write_text("An unknown answer takes no branch, and `rung advise` prints its key.")
+    index = build(tmp_path / "index", Corpus(files="docs"), tmp_path)
+    texts = {True: answer, False: "What does `rung advise` print?"}
+    reads = lambda request: request.prompt[-1]["content"].startswith("Text: ")  # noqa: E731
+    writer = SimpleNamespace(
+        generate=lambda asked, progress: [SimpleNamespace(text=texts[reads(one)]) for one in asked]
+    )
+    assert len(write_questions(index, writer, 1)) == kept
+
+
 class Wrong:
     """Asks for the tree where the sentence is about the boiler, and the other way round."""
 
@@ -135,9 +150,9 @@ class Wrong:
             prompt = request.prompt[-1]["content"]
             boiler = "boiler" in prompt.rpartition("Question: " if "Text: " in prompt else "Sentence: ")[2]
             if "Text: " in prompt:
-                yield SimpleNamespace(text="in the cellar" if boiler else "behind the shed")
+                yield SimpleNamespace(text="Graz" if boiler else "Lyon")
             else:
-                yield SimpleNamespace(text=f"Where can I find the old {self.thing(boiler)} of Anna Berg?")
+                yield SimpleNamespace(text=f"Where can I find the old {self.thing(boiler)} of the house?")
 
     def thing(self, boiler):
         return "apple tree" if boiler else "boiler"
@@ -152,10 +167,10 @@ class Right(Wrong):
 
 def test_a_question_that_another_sentence_answers_better_is_left_out(encoder, tmp_path):
     (tmp_path / "docs").mkdir()
-    text = "The old boiler of Anna Berg stands in the cellar. The old apple tree of Anna Berg stands behind the shed."
+    text = "# House\n\nThe old boiler of the house stands in Graz. The old apple tree of the house stands in Lyon."
     (tmp_path / "docs/house.md").write_text(text)
     index = build(tmp_path / "index", Corpus(files="docs"), tmp_path)
     assert write_questions(index, Wrong(), 2) == []
     assert {row["answer"] for row in write_questions(index, Right(), 2)} == {
-        each + "." for each in text[:-1].split(". ")
+        each + "." for each in text[9:-1].split(". ")
     }

@@ -18,7 +18,6 @@ from pathlib import PurePath
 from random import Random
 from typing import Any, NamedTuple
 
-from rung.data.rows import normal
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
@@ -71,7 +70,8 @@ PHRASE = re.compile(
     r"(`[^`\n]+`)|([\"“„«「][^\"“”„«»「」\n]+[\"”“»」])|(?<![\w.])[$€£¥]?\d(?:[\d.,:]*\d)?(?!\w)(?:\s?[%°€£])?"
     rf"|(?<=[\w,;)]\s){_NAME}(?:\s(?:of\s|the\s|and\s)?{_NAME})*+|^(?:The\s)?(?P<first>(?!The\s){_NAME}(?:\s{_NAME})++)"
 )
-MARKUP = re.compile(r"\||\\n|[{}]|\]\(|—.*—")  # of tables, escaped text, records and links; a speaker who breaks off
+MARKUP = re.compile(r"\||\\n|[{}]|\]\(|—")  # of tables, escaped text, records, links; a speaker who breaks off
+QUOTES = '`"“„«「'  # around code and quotes
 CASED = re.compile(r"[a-zà-þα-ωа-я]")
 
 
@@ -162,16 +162,26 @@ def _found(index: Index, asked: Sequence[tuple[str, _Drawn]], progress: Progress
 def _read_back(
     engine: Engine, asked: Iterator[tuple[str, _Drawn]], progress: Progress
 ) -> Iterator[tuple[str, _Drawn]]:  # fmt: skip
-    """Keep the questions to which the model reads a part of the answer that they do not hold.
+    """Keep the questions to which the model reads their answer.
 
-    It reads the sentence between its neighbours: whole passages would take most of the time.
+    That is the phrase that they were to ask for, or a part of the sentence if they ask what code or a quote means. The
+    model reads the sentence between its neighbours: whole passages would take most of the time.
     """
     pairs = list(asked)
     answers = _texts(engine, [_reading(question, " ".join(one.around)) for question, one in pairs], 32, progress)
     for (question, one), answer in zip(pairs, answers, strict=True):
-        read = normal(answer).strip("`\"'.")
-        if read and read in normal(unwrapped(one.answer)) and read not in normal(question):
+        read, phrase, words = _line(answer), _line(one.phrase), _line(question)
+        if phrase not in words:
+            right = read in phrase or phrase in read
+        else:
+            right = one.phrase[0] in QUOTES and read in _line(one.answer) and read not in words
+        if read.strip() and right:
             yield question, one
+
+
+def _line(text: str) -> str:
+    """A text's terms with spaces around them, so that a text of whole terms is a part of it."""
+    return f" {' '.join(terms(text))} "
 
 
 def _texts(engine: Engine, prompts: Sequence[Messages], tokens: int, progress: Progress) -> list[str]:
