@@ -1,6 +1,7 @@
 """A climb, a prediction and a search of settings on one worker and on two, of one core each; and rows under kills.
 
-    python benchmarks/scale.py            # about half an hour on two quiet cores
+    python benchmarks/scale.py                                    # about half an hour on two quiet cores
+    python benchmarks/scale.py climb predict tune --rows 3000 --trials 6    # about a quarter of an hour
     python benchmarks/scale.py --small    # a random model and few rows, to see that it runs; no figure means anything
 
 One worker is the command alone on one core, two are two processes on two cores that they share with the command, each
@@ -12,13 +13,14 @@ predict    rows of BANKING77 answered by scoring 6 labels, in parts
 tune       twelve trials of `few-shot-knn`; as settings differ, efficiency is that of rows answered times demonstrations
 kills      a prediction on two workers that are killed at random, and whose command is, resumed until it ends
 
-The profile: a climb has work for one worker only while the last arm of a stage is trained. Workers load libraries and
-the model, 4 s each, while the command reads the task.
+The profile: each worker loads the libraries and the model, 6 to 8 s of a core. One worker alone has work while a
+training is decided on and nothing else is worth beginning, and at the end, while the command writes the report.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import csv
 import json
@@ -50,7 +52,12 @@ rungs: {lora: {epochs: 2}}
 """
 # Estimates start from a fixed speed, so that both climbs are likely to take the arms in the same order.
 START = "from rung import machine; machine._matmul_rate = lambda: 5e10; from rung.cli.main import main; main()"
+PARTS = ("climb", "predict", "tune", "kills")
 GOALS = {"climb": 0.8, "predict": 0.95, "tune": 0.8, "rows_once": 1.0}
+
+
+# As where Rung is installed, whose bytecode is there.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class Bench:
@@ -64,7 +71,7 @@ class Bench:
         allowed = set(sorted(os.sched_getaffinity(0))[:cores])
         return subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", START, *map(str, words), "--quiet"], cwd=self.folder,
-            env={**os.environ, "RUNG_CACHE": str(self._cache()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={**ENVIRONMENT, "RUNG_CACHE": str(self._cache()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             preexec_fn=lambda: os.sched_setaffinity(0, allowed),  # no thread runs here
         )  # fmt: skip
@@ -125,6 +132,20 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
+def made(task: Path, rung: str = "") -> Path:
+    """An artifact of the task: zero-shot, or a rung on it."""
+    from rung.artifact.artifact import Artifact
+    from rung.rungs import build
+    from rung.task import Task
+
+    loaded = Task.load(task)
+    data = loaded.read()
+    artifact = Artifact.zero_shot(loaded, data.labels, engine="torch")
+    if rung:
+        artifact = build((rung,), loaded, 0)[0].fit(artifact, data)
+    return artifact.save(task.parent / (rung or "zero-shot"))
+
+
 def write_rows(file: Path, count: int) -> Path:
     """Write rows of BANKING77, each with a number, so that no two are equal."""
     texts = banking77_texts()
@@ -142,8 +163,13 @@ def measured(report: Path) -> list[tuple[Any, ...]]:
 
 
 def work_of(tuning: Path) -> float:
-    """The rows that trials answered, times the demonstrations that each showed."""
-    return sum(t["rows"] * (1 + t["settings"]["k"]) for t in json.loads(tuning.read_text())["trials"])
+    """The rows that trials answered, also for the comparison, times the demonstrations that each showed."""
+    told = json.loads(tuning.read_text())
+    shown = {trial["number"]: 1 + trial["settings"]["k"] for trial in told["trials"]}
+    work = sum(trial["rows"] * shown[trial["number"]] for trial in told["trials"])
+    if told["comparison"]:
+        work += told["comparison"]["n"] * (shown[min(shown)] + shown[told["best"]])
+    return float(work)
 
 
 def under_kills(bench: Bench, artifact: Path, count: int, kills: int) -> tuple[Counter[str], int]:
@@ -183,41 +209,54 @@ def _children(pid: int) -> list[int]:
 def main() -> None:
     """Run all, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--small", action="store_true", help="a random model and few rows")
     parser.add_argument("--rows", type=int, default=6000, help="rows to predict")
     parser.add_argument("--trials", type=int, default=12, help="trials of the search")
     parser.add_argument("--killed-rows", type=int, default=50_000, help="rows to predict under kills, by a head")
     parser.add_argument("--kills", type=int, default=6)
     given = parser.parse_args()
+    chosen = given.parts or PARTS
+    if unknown := set(chosen) - set(PARTS):
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if given.small:
         given.rows, given.trials, given.killed_rows, given.kills = 600, 4, 3000, 2
+    import rung
+
+    compileall.compile_dir(Path(rung.__file__).parent, quiet=1)
     ratios: dict[str, float] = {}
     print(f"{'work':10} {'1 worker':>9} {'2 workers':>10}  efficiency")
     with tempfile.TemporaryDirectory(prefix="rung-scale-") as temporary:
         folder = Path(temporary)
         bench = Bench(folder)
         task = write_task(folder, random_model(folder / "model") if given.small else None)
-        climb = ["climb", task, "--rungs", SMALL_RUNGS if given.small else RUNGS, "--engine", "torch"]
-        one, two = (bench.seconds(*climb, "--out", folder / f"runs-{n}", workers=n) for n in (1, 2))
-        show(ratios, "climb", one, two, one / (2 * two))
-        reports = [measured(folder / f"runs-{n}" / "scale" / "report.json") for n in (1, 2)]
-        print(f"{'':10} the two reports have {'the same' if reports[0] == reports[1] else 'other'} measurements")
-        rows, artifact = write_rows(folder / "rows.csv", given.rows), folder / "runs-1/scale/rungs/zero-shot/artifact"
-        one, two = (bench.seconds("predict", artifact, rows, "--out", folder / f"{n}.jsonl", workers=n) for n in (1, 2))
-        show(ratios, "predict", one, two, one / (2 * two))
-        same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
-        print(f"{'':10} the two files are {'equal' if same else 'different'}")
-        search = ["tune", task, "--rung", "few-shot-knn", "--trials", given.trials, "--engine", "torch"]
-        one, two = (bench.seconds(*search, "--out", folder / f"tune-{n}", workers=n) for n in (1, 2))
-        pace = [work_of(next((folder / f"tune-{n}").glob("*/tuning.json"))) / t for n, t in ((1, one), (2, two))]
-        show(ratios, "tune", one, two, pace[1] / (2 * pace[0]))
-        head = folder / "runs-1/scale/rungs/tfidf-head/artifact"
-        counts, kills = under_kills(bench, head, given.killed_rows, given.kills)
-        lost = sum(str(i) not in counts for i in range(given.killed_rows))
-        doubled = sum(count > 1 for count in counts.values())
-        print(f"{'kills':10} {given.killed_rows:,} rows, {kills} kills: {lost} lost, {doubled} doubled")
-        ratios["rows_once"] = float(kills > 0 and lost == doubled == 0)
-    finish("scale", ratios, GOALS)
+        if "climb" in chosen:
+            climb = ["climb", task, "--rungs", SMALL_RUNGS if given.small else RUNGS, "--engine", "torch"]
+            one, two = (bench.seconds(*climb, "--out", folder / f"runs-{n}", workers=n) for n in (1, 2))
+            show(ratios, "climb", one, two, one / (2 * two))
+            reports = [measured(folder / f"runs-{n}" / "scale" / "report.json") for n in (1, 2)]
+            print(f"{'':10} the two reports have {'the same' if reports[0] == reports[1] else 'other'} measurements")
+        if "predict" in chosen:
+            rows, artifact = write_rows(folder / "rows.csv", given.rows), made(task)
+            one, two = (
+                bench.seconds("predict", artifact, rows, "--out", folder / f"{n}.jsonl", workers=n) for n in (1, 2)
+            )
+            show(ratios, "predict", one, two, one / (2 * two))
+            same = (folder / "1.jsonl").read_bytes() == (folder / "2.jsonl").read_bytes()
+            print(f"{'':10} the two files are {'equal' if same else 'different'}")
+        if "tune" in chosen:
+            search = ["tune", task, "--rung", "few-shot-knn", "--trials", given.trials, "--engine", "torch"]
+            one, two = (bench.seconds(*search, "--out", folder / f"tune-{n}", workers=n) for n in (1, 2))
+            done = [work_of(next((folder / f"tune-{n}").glob("*/tuning.json"))) for n in (1, 2)]
+            show(ratios, "tune", one, two, done[1] / two / (2 * done[0] / one))
+        if "kills" in chosen:
+            counts, kills = under_kills(bench, made(task, "tfidf-head"), given.killed_rows, given.kills)
+            lost = sum(str(i) not in counts for i in range(given.killed_rows))
+            doubled = sum(count > 1 for count in counts.values())
+            print(f"{'kills':10} {given.killed_rows:,} rows, {kills} kills: {lost} lost, {doubled} doubled")
+            ratios["rows_once"] = float(kills > 0 and lost == doubled == 0)
+    goals = {name: goal for name, goal in GOALS.items() if name in ratios}
+    finish("scale", ratios, goals)
 
 
 def show(ratios: dict[str, float], name: str, one: float, two: float, efficiency: float) -> None:

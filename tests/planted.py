@@ -65,11 +65,13 @@ class Planted(Rung):
         *_, (_, made) = self.fit_in_parts(artifact, data, progress=progress)
         return made
 
-    def fit_in_parts(self, artifact: Artifact, data: Data, *, progress: Any = None) -> Iterator[tuple[float, Artifact]]:
+    def fit_in_parts(
+        self, artifact: Artifact, data: Data, *, after: float = 0.0, progress: Any = None
+    ) -> Iterator[tuple[float, Artifact]]:
         if self.fails:
             raise ValueError("planted")
-        done = 0.0
-        for share, right in (*self.parts, (1.0, self.right)):
+        done = after
+        for share, right in [part for part in (*self.parts, (1.0, self.right)) if part[0] > after]:
             Stage.now.fitted.append((artifact.step(self.name, {}).name, len(data.train), share))
             progress.start(f"training {self.name}")
             for _ in range(10):

@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 
 from crews import RUNGS, SPEED, report_of, run, without_times
+from rung.climbing.store import RunStore
+from rung.cluster.crew import ClimbCrew
 from rung.cluster.processes import Inline, Processes
 from rung.errors import MachineError
+from rung.progress import QUIET
+from rung.rungs import build
+from rung.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,42 @@ def test_another_kind_of_machine_may_make_artifacts_and_not_answer(free_task_fil
         with pytest.raises(MachineError, match="another kind of machine") as caught:
             run(free_task_file, tmp_path, Inline())
     assert caught.value.code == "worker-mismatch"
+
+
+@pytest.fixture
+def trains(small_task_file, tiny_zero, tiny_folder, tmp_path):
+    """The crew of a climb whose only arm is a training of eight steps, and what its workers ran."""
+    changes = {"model": str(tiny_folder), "data.train_per_label": "4", "rungs.lora.epochs": "2"}
+    task = Task.load(small_task_file, {**changes, "rungs.lora.batch_size": str(len(tiny_zero.signature.labels))})
+    data, executor = task.read(), Records()
+    store = RunStore(tmp_path / "run")
+    store.keep(tiny_zero)
+    crew = ClimbCrew(executor, "", task, data, store, 0)
+    crew.fit("lora", "lora", "zero-shot", None, parts=True, ahead=False)
+    return crew, executor, build(("lora",), task, 0)[0].fit(tiny_zero, data)
+
+
+def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one(trains):
+    crew, executor, alone = trains
+    made = dict(crew.made("lora", QUIET))
+    assert list(made) == [0.25, 0.5, 1.0]
+    assert executor.kinds == ["fit lora"] * 3
+    assert made[1.0].settings["lora"]["losses"] == alone.settings["lora"]["losses"]
+    assert len(made[0.25].settings["lora"]["losses"]) == 2
+    files = [each.weights.adapter / "adapter_model.safetensors" for each in (made[1.0], alone)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert crew.took("lora")[0] > 0
+    crew.close(done=True)
+
+
+def test_no_worker_goes_on_with_a_training_that_the_climb_stops(trains):
+    crew, executor, _ = trains
+    crew.ask("lora", "validation", ["a"], ahead=True)  # there is nothing yet that could answer
+    shares = crew.made("lora", QUIET)
+    assert next(shares)[0] == 0.25
+    shares.close()
+    assert executor.kinds == ["fit lora"]
+    crew.close(done=True)
 
 
 @pytest.mark.slow

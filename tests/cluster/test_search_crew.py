@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rung.artifact.artifact import Artifact
 from rung.climbing.tune import tune
 from rung.cluster.crew import SearchCrew
 from rung.cluster.processes import Inline, Processes
 from rung.errors import ConfigError
+from rung.evaluation.scoring import compare
 from rung.task import Task
 
 
 class Places(Inline):
-    """Several places, in which every job runs as soon as it is submitted; remembers what was asked for."""
+    """Several places, in which every job runs as soon as it is submitted; remembers the trials and the other jobs."""
 
     def __init__(self, ends_after: int = 1000) -> None:
         super().__init__()
         self.settings: list[dict[str, int]] = []
+        self.others: list[tuple[str, ...]] = []
         self.ends_after = ends_after
 
     def submit(self, uri, resources):
         if len(self.settings) == self.ends_after:
             raise KeyboardInterrupt
-        self.settings.append(json.loads(Path(uri).read_text())["settings"])
+        job = json.loads(Path(uri).read_text())
+        if job["kind"] == "trial":
+            self.settings.append(job["settings"])
+        else:
+            self.others.append((job["kind"], job["split"], job["artifact"], *job["ids"]))
         super().submit(uri, resources)
 
     def capacity(self, resources):
@@ -48,6 +56,29 @@ def test_trials_run_at_once_and_the_best_one_is_kept_and_compared(free_task_file
     assert not (found.folder / "jobs").exists()
     alone = search(free_task_file, tmp_path / "alone", trials=1)
     assert found.trials[0].score == alone.trials[0].score
+
+
+def test_workers_answer_the_test_rows_of_the_comparison_each_once(free_task_file, tmp_path, monkeypatch):
+    from rung.climbing import tune as module
+
+    def better(zero, data, rung_, earlier, progress):
+        """The defaults are never the best, so that there is a comparison."""
+        raced = races(zero, data, rung_, earlier, progress)
+        return replace(raced, scores=[float(bool(earlier))] * len(raced.scores), beaten="")
+
+    races = module.race_trial
+    monkeypatch.setattr("rung.cluster.worker.race_trial", better)
+    executor = Places()
+    found = search(free_task_file, tmp_path, executor, trials=4)
+    assert found.best > 0
+    answered = [(artifact, name) for kind, split, artifact, *ids in executor.others for name in ids]
+    assert {each[:2] for each in executor.others} == {("answer", "test")}
+    ids = {row.id for row in Task.load(free_task_file).held_out().read().test}
+    for number in (0, found.best):
+        own = [name for artifact, name in answered if Path(artifact).name == f"trial-{number}"]
+        assert sorted(own) == sorted(ids)
+    pair = [Artifact.load(found.folder / f"trial-{number}") for number in (0, found.best)]
+    assert found.comparison == compare(*pair, Task.load(free_task_file).held_out().read().test)
 
 
 def test_an_interrupted_search_takes_over_the_trials_that_workers_finished(free_task_file, tmp_path):

@@ -131,7 +131,10 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
 
 
 def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
-    """Have idle workers begin with the arms that would be next if this one changed nothing, for as long as it takes."""
+    """Have idle workers begin with the arms that would be next if this one changed nothing, for as long as it takes.
+
+    Then with the first rows of the confirmation, which whatever is in the race at the end has to answer.
+    """
     if state.crew is None:
         return
     waiting = [arm for arm in state.arms.values() if not arm.raced]
@@ -145,6 +148,10 @@ def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
             arm = each if isinstance(each, Arm) else each.arm
             state.order(arm, state.search, FEW, ahead=True)
             room -= first_look(state, [each]) if isinstance(each, Arm) else each.seconds
+    for arm in state.alive():
+        if state.confirm is not state.search and room > 0:
+            state.order(arm, state.confirm, FIRST, ahead=True)
+            room -= FIRST * state.row_seconds(arm)
 
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:

@@ -26,7 +26,7 @@ from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction
-from rung.evaluation.scoring import compare, evaluate, metric_of, row_values
+from rung.evaluation.scoring import compare, compare_answers, evaluate, metric_of, row_values
 from rung.models.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -115,6 +115,12 @@ class TrialCrew(Protocol):
     def ended(self, progress: Progress) -> tuple[int, Raced]:
         """Wait for the next trial to end; return its number."""
 
+    def ask(self, folder: Path, ids: Sequence[str], *, ahead: bool) -> object:
+        """Have the artifact of a trial answer test rows."""
+
+    def answers(self, folder: Path, ids: Sequence[str], progress: Progress) -> list[Prediction]:
+        """Wait for these answers."""
+
     def close(self, *, done: bool) -> None:
         """End the workers; when the search is `done`, remove what they have left."""
 
@@ -165,11 +171,12 @@ def tune(
     done = False
     try:
         search.run(float("inf") if budget_seconds is None else budget_seconds, money_left)
+        result = search.result()
         done = True
     finally:
         if search.crew is not None:
             search.crew.close(done=done)
-    return search.result()
+    return result
 
 
 def race_trial(
@@ -304,6 +311,8 @@ class _Search:
             if not running:
                 self.progress.finish()
                 return
+            if len(running) < self.crew.workers and (plain := self._kept(self._defaults())).exists():
+                self.crew.ask(plain, [row.id for row in self.data.test], ahead=True)  # the comparison at the end
             number, raced = self.crew.ended(self.progress)
             self._end(running.pop(number), raced)
             self.progress.advance()
@@ -353,13 +362,16 @@ class _Search:
 
     def _keep(self, artifact: Artifact, number: int) -> None:
         """Save the best artifact so far; that of the defaults stays."""
-        target = self.folder / f"trial-{number}"
+        target = self._kept(number)
         if (target / MANIFEST).exists():  # a process saved it and was killed before it recorded the trial
             shutil.rmtree(target)
         artifact.save(target)
         for other in self.folder.glob("trial-*"):
-            if other.name not in (target.name, f"trial-{self._defaults()}"):
+            if other not in (target, self._kept(self._defaults())):
                 shutil.rmtree(other)
+
+    def _kept(self, number: int) -> Path:
+        return self.folder / f"trial-{number}"
 
     def _defaults(self) -> int:
         """The number of the trial with the defaults."""
@@ -372,11 +384,17 @@ class _Search:
             reason = next((t.user_attrs.get("reason", "") for t in self.study.trials), "")
             raise ConfigError("nothing-to-search", f"no trial of {self.rung.name} finished: {reason}")
         best = max(complete, key=lambda trial: (sum(trial.user_attrs["scores"]), -trial.number))
-        folder = self.folder / f"trial-{best.number}"
+        folder, plain = self._kept(best.number), self._kept(self._defaults())
         comparison = None
-        if best.number != self._defaults() and (self.folder / f"trial-{self._defaults()}").exists():
-            plain = Artifact.load(self.folder / f"trial-{self._defaults()}")
-            comparison = compare(plain, Artifact.load(folder), self.data.test, progress=self.progress)
+        if folder != plain and plain.exists():
+            pair = Artifact.load(plain), Artifact.load(folder)
+            if self.crew is None:
+                comparison = compare(*pair, self.data.test, folder=self.data.folder, progress=self.progress)
+            else:
+                ids = [row.id for row in self.data.test]
+                self.crew.ask(folder, ids, ahead=False)
+                answered = [self.crew.answers(each, ids, self.progress) for each in (plain, folder)]
+                comparison = compare_answers(*pair, *answered, folder=self.data.folder)
         result = TuneResult(
             self.rung.name, self.zero.signature.metric, tuple(_trial(t) for t in self._finished()), best.number, folder,
             best.user_attrs["settings"], comparison, self.folder,

@@ -9,7 +9,6 @@ ahead of it the next look and the first rows of the arms that would be next.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from rung.climbing.budget import TimeUp
 from rung.climbing.store import RunStore
 from rung.climbing.tune import Raced
 from rung.cluster.executor import Dispatcher, Executor, jobs_in
-from rung.cluster.job import PARTS, Job, Result, Storage, fetch, result_of, shared
+from rung.cluster.job import Job, Result, Storage, fetch, shared
 from rung.data.rows import Data, hash_of
 from rung.errors import MachineError, RungError
 from rung.evaluation.result import Prediction, Split
@@ -29,7 +28,6 @@ from rung.progress import Progress
 from rung.task import Task
 
 LEAST, MOST = 8, 128  # rows of a job
-LOOKS = 0.2  # seconds between two looks for a part of a training
 
 
 class _Crew:
@@ -49,6 +47,7 @@ class _Crew:
             data_fingerprint=data.fingerprint, seed=seed,
         )  # fmt: skip
         self._scratch = TemporaryDirectory(prefix="rung-crew-")
+        self._machine = ""
 
     @property
     def workers(self) -> int:
@@ -59,6 +58,30 @@ class _Crew:
     def money(self) -> float:
         """What the workers' hours have cost, without those of this machine."""
         return self._dispatcher.money
+
+    def _cut(self, ids: Sequence[str], share: int) -> Iterator[tuple[str, ...]]:
+        """Cut rows into those of each job, so that every worker gets `share` jobs if there are enough."""
+        size = max(LEAST, min(MOST, -(-len(ids) // (share * self.workers))))
+        return (tuple(ids[start : start + size]) for start in range(0, len(ids), size))
+
+    def _result(self, number: str) -> Result:
+        """The result of a job; one that used up its share of the budget's money ends the stage as the budget does."""
+        try:
+            return self._dispatcher.result(number)
+        except RungError as error:
+            if error.code == "budget-spent" and self._dispatcher.money_left() < float("inf"):
+                raise TimeUp from error
+            raise
+
+    def _read(self, number: str) -> dict[str, Prediction]:
+        result = self._result(number)
+        self._machine = self._machine or result.machine
+        if result.machine != self._machine:
+            hint = "times and texts depend on the machine: let one kind of machine answer, or climb anew"
+            raise MachineError("worker-mismatch", "another kind of machine has answered rows of this climb", hint=hint)
+        folder = fetch(Storage(self._dispatcher.job(number).out), result, Path(self._scratch.name))
+        lines = (folder / "predictions.jsonl").read_text("utf-8").split("\n")[:-1]
+        return {row.id: row for row in (Prediction.of(json.loads(line)) for line in lines)}
 
     def close(self, *, done: bool) -> None:
         """End the workers; when all is done, remove the jobs."""
@@ -75,9 +98,10 @@ class ClimbCrew(_Crew):
         super().__init__(executor, store.folder, jobs, task, data, seed, lambda: store.budget.money_left)
         self._store = store
         self._fits: dict[str, str] = {}  # by key, the job that makes it
-        self._parts: dict[str, str] = {}  # by key of a part, where it is
+        self._begun: dict[str, str] = {}  # by key, the last job of what is made in parts, each a job
+        self._parts: dict[str, str] = {}  # by key of a part, the job that makes it
+        self._took: dict[str, tuple[float, float]] = {}  # by key, the seconds and the money that making it took
         self._rows: dict[tuple[str, str], dict[str, str]] = {}  # by key and split, the job that answers each row
-        self._machine = ""
         for job, result in jobs_in(self._storage):
             self._take_over(job, result)
 
@@ -88,82 +112,71 @@ class ClimbCrew(_Crew):
             return
         key, number = str(job.options["key"]), self._dispatcher.found(job, result)
         if job.kind == "fit":
-            self._fits.setdefault(key, number)
+            if not job.options["parts"]:
+                self._fits.setdefault(key, number)
         elif job.split:
             self._rows.setdefault((key, job.split), {}).update(dict.fromkeys(job.ids, number))
 
     def fit(self, key: str, rung: str, base: str, fold: int | None, *, parts: bool, ahead: bool) -> None:
-        """Send the job that makes an artifact."""
-        if key in self._fits:
+        """Send the job that makes an artifact, or with `parts` its first part."""
+        if key in self._fits or key in self._begun:
             return
-        change = {"rung": rung, "fold": fold, "options": {"key": key, "parts": parts}}
-        self._fits[key] = self._send(self._job.model_copy(update=change), base, ahead=ahead)
+        change = {"rung": rung, "fold": fold, "options": {"key": key, "parts": parts, "after": 0.0}}
+        sent = self._begun if parts else self._fits
+        sent[key] = self._send(self._job.model_copy(update=change), base, ahead=ahead)
 
     def _send(self, job: Job, key: str, *, ahead: bool) -> str:
-        """Send a job that starts from an artifact of the run folder, of another job, or of a part of a training."""
+        """Send a job that starts from an artifact of the run folder, or of another job."""
         folder = self._store.artifact_folder(key)
-        if (made := self._fits.get(key)) is not None:
+        if (made := self._fits.get(key) or self._parts.get(key)) is not None:
             change = {"artifact": self._dispatcher.job(made).out}
             return self._dispatcher.send(job.model_copy(update=change), ahead=ahead, after=made)
-        if (part := self._parts.get(key)) is not None:
-            return self._dispatcher.send(job.model_copy(update={"artifact": part}), ahead=ahead)
         own = fingerprint(folder)
         change = {"artifact": shared(self._storage, folder, own), "artifact_fingerprint": own}
         return self._dispatcher.send(job.model_copy(update=change), ahead=ahead)
 
     def made(self, key: str, progress: Progress) -> Iterator[tuple[float, Artifact]]:
-        """Wait for an artifact, and for those after parts of its training."""
-        number, seen, looked = self._fits[key], set[str](), 0.0
-        job = self._dispatcher.job(number)
-        parts = Storage(job.out) / PARTS
-        self._dispatcher.need([number])
+        """Wait for an artifact, and for those after parts of its making.
+
+        A part is a job of its own, so that no worker goes on with what the climb may stop.
+        """
+        sent, seconds, money = self._begun if key in self._begun else self._fits, 0.0, 0.0
         try:
             while True:
-                over = self._dispatcher.over(number)
-                if job.options["parts"] and (over or time.monotonic() - looked > LOOKS):
-                    looked = time.monotonic()
-                    for name in parts.folders():
-                        if name not in seen and (result := result_of(parts / name)) is not None:
-                            seen.add(name)
-                            self._parts[f"{key.split('/')[0]}/parts/{round(100 * float(name))}"] = (parts / name).uri
-                            yield float(name), self._loaded(parts / name, result)
-                if over:
+                number = sent[key]
+                self._dispatcher.wait([number], lambda: progress.advance(0))
+                result, job = self._result(number), self._dispatcher.job(number)
+                artifact, share = self._loaded(Storage(job.out), result), result.values["share"]
+                seconds, money = seconds + result.seconds, money + result.spent["money"]
+                if share == 1:
                     break
-                self._dispatcher.step(lambda: progress.advance(0))
-            yield 1.0, self._loaded(Storage(job.out), self._result(number))
+                self._parts[f"{key.split('/')[0]}/parts/{round(100 * share)}"] = number
+                yield share, artifact
+                options = {**job.options, "after": share}
+                job = job.model_copy(update={"settings": result.values["chosen"], "options": options, "attempt": 1})
+                sent[key] = self._dispatcher.send(job)
+            self._fits[key], self._took[key] = number, (seconds, money)
+            yield 1.0, artifact
         finally:
-            if not self._dispatcher.over(number):
-                self._dispatcher.cancel([number])
-                del self._fits[key]
-
-    def _result(self, number: str) -> Result:
-        """The result of a job; one that used up its share of the budget's money ends the stage as the budget does."""
-        try:
-            return self._dispatcher.result(number)
-        except RungError as error:
-            if error.code == "budget-spent" and self._dispatcher.money_left() < float("inf"):
-                raise TimeUp from error
-            raise
+            if not self._dispatcher.over(sent[key]):
+                self._dispatcher.cancel([sent[key]])
+                del sent[key]
 
     def _loaded(self, out: Storage, result: Result) -> Artifact:
         return Artifact.load(fetch(out, result, Path(self._scratch.name)) / "artifact")
 
     def took(self, key: str) -> tuple[float, float] | None:
-        """The seconds and the money at endpoints of the job that made an artifact."""
-        number = self._fits.get(key)
-        if number is None or not self._dispatcher.over(number):
-            return None
-        result = self._dispatcher.result(number)
-        return result.seconds, result.spent["money"]
+        """The seconds and the money at endpoints of the jobs that made an artifact."""
+        return self._took.get(key)
 
     def ask(self, key: str, split: Split, ids: Sequence[str], *, ahead: bool) -> None:
-        """Send jobs that answer the rows that none answers yet."""
+        """Send jobs that answer the rows that none answers yet; not ahead with what is made in parts."""
+        if ahead and key in self._begun and key not in self._fits:
+            return
         asked = self._rows.setdefault((key, split), {})
         rest = [name for name in ids if name not in asked or not self._dispatcher.knows(asked[name])]
-        size = max(LEAST, min(MOST, -(-len(rest) // self.workers)))
-        for start in range(0, len(rest), size):
-            part = rest[start : start + size]
-            change = {"kind": "answer", "split": split, "ids": tuple(part), "options": {"key": key}}
+        for part in self._cut(rest, 1):
+            change = {"kind": "answer", "split": split, "ids": part, "options": {"key": key}}
             number = self._send(self._job.model_copy(update=change), key, ahead=ahead)
             asked.update(dict.fromkeys(part, number))
 
@@ -183,16 +196,6 @@ class ClimbCrew(_Crew):
             self._dispatcher.cancel(left)
             for name in [name for name, number in asked.items() if number in left]:
                 del asked[name]
-
-    def _read(self, number: str) -> dict[str, Prediction]:
-        result = self._result(number)
-        self._machine = self._machine or result.machine
-        if result.machine != self._machine:
-            hint = "times and texts depend on the machine: let one kind of machine answer, or climb anew"
-            raise MachineError("worker-mismatch", "another kind of machine has answered rows of this climb", hint=hint)
-        folder = fetch(Storage(self._dispatcher.job(number).out), result, Path(self._scratch.name))
-        lines = (folder / "predictions.jsonl").read_text("utf-8").split("\n")[:-1]
-        return {row.id: row for row in (Prediction.of(json.loads(line)) for line in lines)}
 
     def close(self, *, done: bool) -> None:
         """End the workers, and say what they did; when the climb is done, remove the jobs."""
@@ -246,3 +249,31 @@ class SearchCrew(_Crew):
         result, number = self._dispatcher.result(key), self._numbers.pop(key)
         folder = fetch(Storage(self._dispatcher.job(key).out), result, Path(self._scratch.name)) / "artifact"
         return number, Raced(Artifact.load(folder) if folder.exists() else None, **result.values)
+
+    def ask(self, folder: Path, ids: Sequence[str], *, ahead: bool) -> list[str]:
+        """Send the jobs that answer test rows; return their keys, which are the same the second time.
+
+        A budget in money ends trials and not the comparison, as without workers, so nothing is begun ahead with one.
+        """
+        if not ahead:
+            self._dispatcher.money_left = lambda: float("inf")
+        elif self._dispatcher.money_left() < float("inf"):
+            return []
+        own = fingerprint(folder)
+        change = {"kind": "answer", "rung": "", "split": "test", "artifact": shared(self._storage, folder, own)}
+        job = self._job.model_copy(update=change | {"artifact_fingerprint": own})
+        return [
+            self._dispatcher.send(job.model_copy(update={"ids": part}), ahead=ahead) for part in self._cut(ids, 2)
+        ]  # fmt: skip
+
+    def answers(self, folder: Path, ids: Sequence[str], progress: Progress) -> list[Prediction]:
+        """Wait for the answers to test rows."""
+        numbers = self.ask(folder, ids, ahead=False)
+        progress.start(f"{folder.name} on test", len(ids))
+        rows = dict[str, Prediction]()
+        for number in numbers:
+            self._dispatcher.wait([number], lambda: progress.advance(0))
+            rows |= self._read(number)
+            progress.advance(len(self._dispatcher.job(number).ids))
+        progress.finish()
+        return [rows[name] for name in ids]

@@ -29,7 +29,6 @@ from rung.errors import ConfigError, MachineError, needed_by
 from rung.models.cache import file_sha256
 
 MANIFEST = "manifest.json"
-PARTS = "parts"  # below `out`: the artifact after a part of its training, each a folder with a manifest
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

@@ -173,7 +173,7 @@ class Processes(Inline):
             thread.join()
 
     def _serve(self, environment: dict[str, str]) -> None:
-        worker: WorkerProcess | None = None
+        worker: WorkerProcess | None = WorkerProcess("rung.cluster.worker", environment)  # it loads until a job comes
         while (uri := self._jobs.get()) is not None and not self._closed:
             with self._lock:
                 begins = uri in self._waiting
@@ -182,12 +182,11 @@ class Processes(Inline):
             if not begins:
                 self._done.put(uri)
                 continue
-            named = {user_code.HOSTS: user_code.named_endpoints()}  # by the command line of this process, too
-            worker = worker or WorkerProcess("rung.cluster.worker", environment | named)
+            worker = worker or WorkerProcess("rung.cluster.worker", environment)
             with self._lock:
                 self._workers[uri] = (worker, object())
             try:
-                worker.call("run", uri)
+                worker.call("run", uri, user_code.named_endpoints())  # by the command line of this process, too
             except WorkerEndedError:
                 worker = None
             except (RungError, WorkerError):

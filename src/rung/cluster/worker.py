@@ -26,22 +26,25 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
-from rung.cluster.job import MANIFEST, PARTS, Job, Result, Storage, error_file, hashes, result_of
+from rung.cluster.job import MANIFEST, Job, Result, Storage, error_file, hashes, result_of
 from rung.cluster.parts import ANSWERS, answer_part
-from rung.data.rows import Data, Example
+from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget
 from rung.engines.opening import machine_id
 from rung.errors import MachineError, RungError
 from rung.evaluation.scoring import evaluate
+from rung.models.cache import cache_dir, training_in
 from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.rungs.base import Rung, with_settings
 from rung.task import Task
 from rung.training.distributed import current, joined, launched
+from rung.user_code import HOSTS
 from rung.worker_pipes import error_to_dict, serve
 
 STOP: signal.Signals | None = getattr(signal, "SIGUSR1", None)  # has a worker give its job up; Windows has none
 STOPPED = Limits(0.0, 0.0)
+CHOSEN = ("batch_size", "learning_rate")  # settings that a training may choose itself
 
 
 def run_job(uri: str) -> str:
@@ -211,23 +214,35 @@ def _fit(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     task, data, _ = _task_of(job)
     rung = _rung_of(job, task)
     rows = rung.rows_to_fit(data, job.fold)
-    with _artifact_of(job) as base:
-        if not job.options.get("parts"):
-            _save(rung.fit(base, rows, progress=progress), folder)
-            return {}
-        for share, artifact in rung.fit_in_parts(base, rows, progress=progress):
-            if share == 1:
-                _save(artifact, folder)
-                continue
-            with TemporaryDirectory(prefix="rung-part-") as scratch:
-                _save(artifact, Path(scratch))
-                publish(job, Storage(job.out) / PARTS / f"{share:.4f}", Path(scratch), Work(0.0, {}), {})
-    return {}
-
-
-def _save(artifact: Artifact, folder: Path) -> None:
+    share = 1.0
+    with _artifact_of(job) as base, _kept_state(job):
+        if job.options.get("parts"):
+            share, made = next(rung.fit_in_parts(base, rows, after=job.options["after"], progress=progress))
+        else:
+            made = rung.fit(base, rows, progress=progress)
     if current().first:
-        artifact.save(folder / "artifact")
+        made.save(folder / "artifact")
+    # What was chosen by trials is not chosen again for the other parts.
+    chosen = {name: made.settings[rung.name][name] for name in CHOSEN if getattr(rung, name, None) == "auto"}
+    return {"share": share, "chosen": chosen}
+
+
+@contextmanager
+def _kept_state(job: Job) -> Iterator[None]:
+    """Have a climb's training keep its state among the jobs, where the workers of its other parts find it."""
+    if "key" not in job.options:
+        yield
+        return
+    name = hash_of(str(job.options["key"]), 16)
+    place = Storage(job.out.rpartition("/")[0]) / "training" / name
+    folder = Path(place.path) if place.local else cache_dir() / "training" / name
+    if not place.local and current().first:
+        place.get(folder)
+    with training_in(folder):
+        yield
+    if not place.local and current().first:
+        place.remove()
+        place.put(folder)
 
 
 def _rung_of(job: Job, task: Task) -> Rung:
@@ -271,7 +286,12 @@ def main() -> None:
         os.sched_setaffinity(0, cores)  # every library then starts as many threads
     if STOP is not None:
         signal.signal(STOP, signal.SIG_IGN)  # between two jobs there is nothing to give up
-    serve({"run": run_job})
+    serve({"run": _run_allowed})
+
+
+def _run_allowed(uri: str, endpoints: str) -> str:
+    os.environ[HOSTS] = endpoints
+    return run_job(uri)
 
 
 if __name__ == "__main__":

@@ -174,11 +174,20 @@ def compare_rows(
 
 
 def compare(
-    a: Artifact, b: Artifact, examples: Sequence[Example], *, seed: int = 0, progress: Progress = QUIET
+    a: Artifact, b: Artifact, examples: Sequence[Example], *, folder: Path | None = None, progress: Progress = QUIET
 ) -> Comparison:
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
-    rows = [evaluate(artifact, examples, "test", progress=progress) for artifact in (a, b)]
-    return Comparison.of(a.name, b.name, a.signature.metric, compare_rows(metric_of(a), *rows, seed=seed))
+    rows = [evaluate(artifact, examples, "test", folder=folder, progress=progress) for artifact in (a, b)]
+    return compare_answers(a, b, *rows, folder=folder)
+
+
+def compare_answers(
+    a: Artifact, b: Artifact, answers_a: Sequence[Prediction], answers_b: Sequence[Prediction], *,
+    folder: Path | None = None, seed: int = 0,
+) -> Comparison:  # fmt: skip
+    """The same with their answers to these rows."""
+    found = compare_rows(metric_of(a, folder), answers_a, answers_b, seed=seed)
+    return Comparison.of(a.name, b.name, a.signature.metric, found)
 
 
 def related(

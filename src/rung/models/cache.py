@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from rung.errors import MachineError
@@ -25,6 +26,24 @@ def cache_dir() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base).expanduser().absolute() / "rung"
     return Path.home() / ".cache" / "rung"
+
+
+_training: ContextVar[Path | None] = ContextVar("training", default=None)
+
+
+def training_dir() -> Path:
+    """Where trainings keep their state: in the cache, or where `training_in` says."""
+    return _training.get() or cache_dir() / "training"
+
+
+@contextlib.contextmanager
+def training_in(folder: Path) -> Iterator[None]:
+    """Have trainings keep their state in another folder while the block runs."""
+    token = _training.set(folder)
+    try:
+        yield
+    finally:
+        _training.reset(token)
 
 
 def offline() -> bool:

@@ -224,14 +224,16 @@ class Rung(ABC):
         return type(self).fit_in_parts is not Rung.fit_in_parts
 
     def fit_in_parts(
-        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+        self, artifact: Artifact, data: Data, *, after: float = 0.0, progress: Progress = QUIET
     ) -> Iterator[tuple[float, Artifact]]:
         """Make the artifact in parts, so that a climb can stop early what is not worth finishing.
 
         Gives pairs of the share of the work done and the artifact so far. The last share is 1, and its artifact is
         that of `fit`. Rungs that train give artifacts after a quarter and a half of their steps; a consumer that stops
-        there loses nothing but the later steps. By default there is one part.
+        there loses nothing but the later steps. Parts up to the share `after` are left out: an earlier call, maybe in
+        another process, has given them. By default there is one part.
         """
+        del after
         yield 1.0, self.fit(artifact, data, progress=progress)
 
     def __post_init__(self) -> None:

@@ -261,10 +261,10 @@ class FineTune(TrainConfig, Rung):
         return trained
 
     def fit_in_parts(
-        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+        self, artifact: Artifact, data: Data, *, after: float = 0.0, progress: Progress = QUIET
     ) -> Iterator[tuple[float, Artifact]]:
         """Train as `fit` does, and also give the artifacts after a quarter and a half of the steps."""
-        return self._parts(artifact, data, PARTS, progress)
+        return self._parts(artifact, data, [share for share in PARTS if share > after], progress)
 
     def _parts(
         self, artifact: Artifact, data: Data, shares: Sequence[float], progress: Progress

@@ -230,7 +230,7 @@ class Calibrate(Rung):
         return fitted
 
     def fit_in_parts(
-        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+        self, artifact: Artifact, data: Data, *, after: float = 0.0, progress: Progress = QUIET
     ) -> Iterator[tuple[float, Artifact]]:
         """Choose on a quarter of the rows, then on all of them unless the plain sum is best."""
         decoder = label_scoring(artifact.decoder)
@@ -240,7 +240,7 @@ class Calibrate(Rung):
         inputs = race_order(others)[: self.unlabelled]
         tokens = decoder.continuations(engine)
         prior = scores = np.empty((0, len(tokens)), np.float32)
-        for share in (QUARTER, 1.0):
+        for share in [share for share in (QUARTER, 1.0) if share > after]:
             for_prior, for_choice = (rows[: max(FIRST_ROWS, ceil(share * len(rows)))] for rows in (inputs, chosen))
             more = [*for_prior[len(prior) :], *for_choice[len(scores) :]]
             prompts = [row.messages for row in artifact.render(more)]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from rung.errors import ConfigError
-from rung.models.cache import cache_dir, file_sha256, publish
+from rung.models.cache import file_sha256, publish, training_dir
 from rung.models.files import writing
 from rung.training.changes import write_tensors
 from rung.yamlfile import read_object
@@ -47,9 +47,9 @@ class Checkpoints:
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> Checkpoints:
-        """The checkpoints, in Rung's cache, of the run with this identity (a JSON value)."""
+        """The checkpoints of the run with this identity (a JSON value); see `rung.models.cache.training_dir`."""
         text = json.dumps(identity, sort_keys=True)
-        return cls(cache_dir() / "training" / hashlib.sha256(text.encode()).hexdigest()[:32])
+        return cls(training_dir() / hashlib.sha256(text.encode()).hexdigest()[:32])
 
     def save(self, step: int, state: RunState) -> Path:
         """Write the state after `step` steps, then remove the oldest checkpoints.
