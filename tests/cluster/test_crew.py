@@ -21,6 +21,7 @@ from rung.errors import MachineError
 from rung.progress import QUIET
 from rung.rungs import build
 from rung.task import Task
+from rung.worker_pipes import WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,19 @@ def test_an_arm_whose_job_fails_twice_alike_has_failed_and_the_climb_goes_on(fre
     assert "IndexError" in failed.reason
     assert executor.kinds.count("fit tfidf-head/folds/0") == 2
     assert {rung.status for rung in result.rungs if rung.name == "nearest-row"} <= {"confirmed", "beaten"}
+
+
+def test_a_base_that_cannot_answer_ends_the_climb_with_the_reason(free_task_file, tmp_path):
+    class Breaks(Records):
+        def submit(self, uri, resources):
+            file = Path(uri)
+            job = json.loads(file.read_text())
+            if job["kind"] == "answer" and job["options"]["key"] == "zero-shot":
+                file.write_text(json.dumps({**job, "ids": ["nobody"]}))
+            super().submit(uri, resources)
+
+    with pytest.raises(WorkerError, match="nobody"):
+        run(free_task_file, tmp_path, Breaks())
 
 
 def test_workers_whose_files_differ_end_the_climb(free_task_file, tmp_path):

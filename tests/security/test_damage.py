@@ -55,8 +55,10 @@ def test_runs(zero, tmp_path):
         )  # fmt: skip
 
     check_flips(store.folder, tmp_path / "flips", read)
+    store.release()
     again = open_run(tmp_path / "runs", {"seed": 0, "kind": "category", "task": "intents"}, budget, resume=True)
     assert again.folder == store.folder
+    again.release()
 
 
 def test_registries(zero, tmp_path):

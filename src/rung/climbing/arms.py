@@ -465,6 +465,8 @@ class ClimbState:
                 for answered in self.crew.answers(key, split, [row.id for row in rest], self.budget):
                     self._keep_answers(arm, name, answered)
             except Exception as error:
+                if arm.rung is None:
+                    raise  # without a base there is nothing to compare with
                 raise_failed(arm, error)
             rest = []
         while rest:

@@ -222,6 +222,7 @@ def climb(
             shutil.rmtree(store.folder, ignore_errors=True)
         raise
     finally:
+        store.release()
         watch.board(())
 
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, Self
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
@@ -30,11 +30,13 @@ from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction, TimeSpan
+from rung.machine import lock_file
 from rung.models.files import write_atomically, writing
 from rung.progress import QUIET
 from rung.yamlfile import read_sealed, sealed, sealed_lines, unreadable
 
 RESUME = "free some space, then go on with the same command and --resume"
+IDENTITY = "climb.json"  # what the climb is of
 NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced
 
 
@@ -50,6 +52,27 @@ class RunStore:
             raise unreadable(folder / "journal.jsonl")(f"holds an entry without {wrong}") from wrong
         self._noted, self._noted_paid = self.budget.before, ApiBudget.process()
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
+        self._held: IO[bytes] | None = None
+
+    def hold(self) -> Self:
+        """Keep other climbs from going on with this folder until it is released.
+
+        Raises:
+            ConfigError: `file-in-use`: another climb goes on with it.
+        """
+        self._held = (self.folder / IDENTITY).open("r+b")
+        try:
+            lock_file(self._held.fileno(), wait=False)
+        except BlockingIOError as busy:
+            self.release()
+            hint = "wait for it, or begin another climb: leave out --resume"
+            raise ConfigError("file-in-use", f"another climb is writing {self.folder}", hint=hint) from busy
+        return self
+
+    def release(self) -> None:
+        """Let other climbs go on with this folder."""
+        if self._held is not None:
+            self._held.close()
 
     @property
     def used(self) -> bool:
@@ -177,7 +200,7 @@ def engine_of_run(root: Path, identity: Mapping[str, Any]) -> str | None:
     """The engine of the latest run of the same climb, whatever engine that is; None if there is no such run."""
     for folder in reversed([folder for folder in _numbered(root, identity["task"]) if folder.exists()]):
         with suppress(ConfigError):  # it is not there, or damaged
-            known = read_sealed(folder / "climb.json")
+            known = read_sealed(folder / IDENTITY)
             if {**known, "engine": None} == {**identity, "engine": None}:
                 return str(known["engine"])
     return None
@@ -192,15 +215,15 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
 
     Runs belong to the same climb if task, data, seed, engine and version are the same; a resumed one may try further
     rungs. Folders are never overwritten: `banking77`, `banking77-2`, ... Raises ConfigError if the folder cannot be
-    made.
+    made, or if another climb goes on with it.
     """
     text = sealed(json.loads(json.dumps(identity, sort_keys=True)), indent=2)
     numbered = _numbered(root, identity["task"])
     if resume:
         for folder in reversed([folder for folder in numbered if folder.exists()]):
-            file = folder / "climb.json"
+            file = folder / IDENTITY
             if file.is_file() and file.read_bytes() == text.encode():
-                return RunStore(folder, budget)
+                return RunStore(folder, budget).hold()
     folder = next(folder for folder in numbered if not folder.exists())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -208,8 +231,8 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
     except OSError as error:
         hint = "choose another folder with `--out`"
         raise ConfigError("write-failed", f"cannot make {folder}: {error.strerror}", hint=hint) from error
-    write_atomically(folder / "climb.json", text)
-    return RunStore(folder, budget)
+    write_atomically(folder / IDENTITY, text)
+    return RunStore(folder, budget).hold()
 
 
 def _append_lines(file: Path, lines: Sequence[str]) -> None:

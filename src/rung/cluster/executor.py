@@ -6,16 +6,16 @@ read from its folder, so it does not matter what the worker ran on.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rung.climbing.options import REFUSED
-from rung.cluster.job import Job, Resources, Result, Storage, error_file, error_of, result_of
+from rung.cluster.job import Job, Resources, Result, Storage, done, error_file, error_of, result_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError
 from rung.worker_pipes import WorkerError, error_from_dict
@@ -112,7 +112,7 @@ class Dispatcher:
         key = job.id
         if (known := self._tasks.get(key)) is None:
             job = job.model_copy(update={"out": (self.place / key).uri})
-            known = self._tasks[key] = _Task(job, ahead, after, result=result_of(Storage(job.out)))
+            known = self._tasks[key] = _Task(job, ahead, after, result=done(job))
         if not ahead:
             self._need(known)
         self._pump()
@@ -120,7 +120,7 @@ class Dispatcher:
 
     def done(self, job: Job) -> bool:
         """Whether the result of a job is there."""
-        return result_of(self.place / job.id) is not None
+        return done(job.model_copy(update={"out": (self.place / job.id).uri})) is not None
 
     def found(self, job: Job, result: Result) -> str:
         """Take over a job that an earlier process had done."""
@@ -245,7 +245,7 @@ class Dispatcher:
 
     def _end(self, task: _Task) -> None:
         out = Storage(task.job.out)
-        task.result = result_of(out)
+        task.result = done(task.job)
         if task.result is not None:
             ApiBudget.add(Spent(**task.result.spent))  # type: ignore[arg-type]  # its counts are written as numbers
             return
@@ -292,5 +292,7 @@ def jobs_in(storage: Storage) -> Iterable[tuple[Job, Result]]:
         if (result := result_of(storage / name)) is None:
             continue
         text = (storage / name / "job-1.json").read()
-        if text is not None and (job := Job.model_validate(json.loads(text))).out == (storage / name).uri:
-            yield job, result
+        with suppress(ValueError):  # a changed file: the job is asked for anew
+            job = Job.model_validate_json(text or "")
+            if job.out == (storage / name).uri and job.id == result.job == name:
+                yield job, result

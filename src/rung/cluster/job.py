@@ -129,11 +129,15 @@ class Storage:
 
     def __init__(self, uri: str | Path) -> None:
         with needed_by("work on several workers", extra="cluster"):
+            from fsspec import filesystem
             from fsspec.core import url_to_fs
 
         self.uri = str(uri)
         with self._reached("opened"):
-            self.fs, self.path = url_to_fs(self.uri if "://" in self.uri else str(Path(self.uri).absolute()))
+            if self.local:  # not by fsspec's reading of addresses, to which `::` in a path means something else
+                self.fs, self.path = filesystem("file"), str(Path(self.uri).absolute())
+            else:
+                self.fs, self.path = url_to_fs(self.uri)
 
     def __truediv__(self, name: str) -> Storage:
         return Storage(f"{self.uri.rstrip('/')}/{name}")
@@ -252,6 +256,12 @@ def result_of(out: Storage) -> Result | None:
         return None
 
 
+def done(job: Job) -> Result | None:
+    """The result of this very job; None while it is not complete, or where a changed job's result is in its place."""
+    result = result_of(Storage(job.out))
+    return result if result is not None and result.job == job.id else None
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file in a folder, by its path in it."""
     found = {}
@@ -272,7 +282,10 @@ def fetch(out: Storage, result: Result, scratch: Path) -> Path:
     if not place.local and not folder.exists():
         place.get(folder)
     if hashes(folder) != dict(result.sha256):
-        raise place.refused("read: its files are not those of its manifest")
+        raise MachineError(
+            "storage-refused", f"{place.uri} cannot be read: its files are not those of its manifest",
+            hint=f"remove {out.uri}, then run the same command with --resume: it makes them again",
+        )  # fmt: skip
     return folder
 
 

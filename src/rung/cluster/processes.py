@@ -164,9 +164,11 @@ class Processes(Inline):
 
     def close(self) -> None:
         """End all workers, and what they run."""
-        self._closed = True
-        for uri, running in list(self._workers.items()):
-            self._end(uri, running)
+        with self._lock:
+            self._closed = True
+            running = list(self._workers.items())
+        for uri, each in running:
+            self._end(uri, each)
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -174,17 +176,18 @@ class Processes(Inline):
 
     def _serve(self, environment: dict[str, str]) -> None:
         worker: WorkerProcess | None = WorkerProcess("rung.cluster.worker", environment)  # it loads until a job comes
-        while (uri := self._jobs.get()) is not None and not self._closed:
+        while (uri := self._jobs.get()) is not None:
+            worker = worker or WorkerProcess("rung.cluster.worker", environment)
             with self._lock:
+                if self._closed:
+                    break
                 begins = uri in self._waiting
                 if begins:
                     self._waiting.remove(uri)
+                    self._workers[uri] = (worker, object())
             if not begins:
                 self._done.put(uri)
                 continue
-            worker = worker or WorkerProcess("rung.cluster.worker", environment)
-            with self._lock:
-                self._workers[uri] = (worker, object())
             try:
                 worker.call("run", uri, user_code.named_endpoints())  # by the command line of this process, too
             except WorkerEndedError:
@@ -223,7 +226,11 @@ class Commands(Inline):
     def submit(self, uri: str, resources: Resources) -> None:
         """Start the command."""
         del resources
-        command: Sequence[str] = [part.replace(JOB, uri) for part in shlex.split(self._template)]
+        command: Sequence[str] = [
+            # A part with spaces is a command for a shell, as in ssh HOST 'rung worker {job}'.
+            part.replace(JOB, shlex.quote(uri) if " " in part else uri)
+            for part in shlex.split(self._template)
+        ]
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True

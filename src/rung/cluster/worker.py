@@ -26,7 +26,7 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
-from rung.cluster.job import MANIFEST, Job, Result, Storage, error_file, hashes, result_of
+from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, hashes, result_of
 from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget
@@ -67,7 +67,7 @@ def run_job(uri: str) -> str:
 
 def _run_unless_done(job: Job) -> str:
     out = Storage(job.out)
-    if current().from_first(lambda: result_of(out) is None):
+    if current().from_first(lambda: done(job) is None):
         try:
             _run(job, out)
         except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 OutputKind = Literal["text", "category", "multilabel", "json", "number", "chat", "ranking"]
 
-TASK_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also the name of folders
+TASK_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # also the name of folders
 
 # The metric of a task that does not name one.
 DEFAULT_METRICS: dict[OutputKind, str] = {

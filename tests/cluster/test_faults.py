@@ -1,0 +1,164 @@
+"""What goes wrong around jobs: full storage, changed files, other clocks, odd paths, ends at any moment."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rung.artifact.files import fingerprint
+from rung.climbing.budget import Budget
+from rung.climbing.store import open_run
+from rung.cluster.executor import Dispatcher, jobs_in
+from rung.cluster.job import Job, Storage, done, fetch
+from rung.cluster.processes import Commands, Inline, Processes
+from rung.errors import ConfigError, MachineError
+from rung.progress import QUIET
+from rung.task import Task
+
+ODD = "a b::c [x]* 'q' #1"
+
+
+def part(folder: Path, count: int) -> str:
+    file = folder / f"{count}.jsonl"
+    file.write_text("".join(json.dumps([f"rows:{i}", {"text": "ab"}, {}]) + "\n" for i in range(count)))
+    return str(file)
+
+
+@pytest.fixture
+def job(letters_folder, tmp_path) -> Job:
+    """A job that answers three rows."""
+    return Job(
+        kind="predict", out="", artifact=str(letters_folder), data=part(tmp_path, 3),
+        artifact_fingerprint=fingerprint(letters_folder), options={"columns": {"kept": [], "top_k": 0}},
+    )  # fmt: skip
+
+
+def test_full_storage_ends_the_work_with_its_reason(job, tmp_path, monkeypatch):
+    from fsspec.implementations.local import LocalFileSystem
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    dispatcher = Dispatcher(Inline(), Storage(tmp_path / "jobs"))
+    monkeypatch.setattr(LocalFileSystem, "put_file", full)
+    with pytest.raises(MachineError, match="No space left") as caught:
+        dispatcher.wait([dispatcher.send(job)])
+    assert caught.value.code == "storage-refused"
+
+
+def test_the_result_of_a_job_that_was_changed_on_its_way_is_not_taken(job, tmp_path):
+    class Changes(Inline):
+        """The first worker reads another job than the one that was sent."""
+
+        def submit(self, uri, resources):
+            if uri.endswith("job-1.json"):
+                Path(uri).write_text(json.dumps({**json.loads(Path(uri).read_text()), "data": part(tmp_path, 5)}))
+            super().submit(uri, resources)
+
+    dispatcher = Dispatcher(Changes(), Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    assert dispatcher.result(key).folder.startswith("attempt-2-")
+    assert dispatcher.result(key).values["rows"] == 3
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"kind": "dance", "out": ""}'])
+def test_a_later_process_does_not_take_over_what_a_damaged_job_file_names(job, tmp_path, damage):
+    place = Storage(tmp_path / "jobs")
+    dispatcher = Dispatcher(Inline(), place)
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    assert [found.id for found, _ in jobs_in(place)] == [key]
+    (tmp_path / "jobs" / key / "job-1.json").write_text(damage)
+    assert list(jobs_in(place)) == []
+
+
+def test_changed_files_of_a_result_are_an_error_that_says_what_to_remove(job, tmp_path):
+    dispatcher = Dispatcher(Inline(), Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    out, result = Storage(tmp_path / "jobs") / key, dispatcher.result(key)
+    (tmp_path / "jobs" / key / result.folder / "answers.jsonl").write_text("")
+    with pytest.raises(MachineError) as caught:
+        fetch(out, result, tmp_path)
+    assert f"remove {out.uri}" in caught.value.hint
+
+
+@pytest.mark.parametrize("moment", [0, 4102444800])  # 1970 and 2100
+def test_clocks_that_differ_change_nothing(job, tmp_path, moment):
+    place = Storage(tmp_path / "jobs")
+    dispatcher = Dispatcher(Inline(), place)
+    key = dispatcher.send(job)
+    dispatcher.wait([key])
+    for file in (tmp_path / "jobs").rglob("*"):
+        os.utime(file, (moment, moment))
+    later = Dispatcher(Inline(), place)
+    assert later.over(later.send(job))
+    assert done(later.job(key)) == dispatcher.result(key)
+
+
+def test_a_second_climb_may_not_go_on_with_the_folder_of_one_that_runs(tmp_path):
+    identity = {"task": "letters"}
+    first = open_run(tmp_path, identity, Budget(QUIET), resume=False)
+    with pytest.raises(ConfigError, match="another climb is writing") as caught:
+        open_run(tmp_path, identity, Budget(QUIET), resume=True)
+    assert caught.value.code == "file-in-use"
+    other = open_run(tmp_path, identity, Budget(QUIET), resume=False)
+    assert other.folder != first.folder
+    other.release()
+    again = open_run(tmp_path, identity, Budget(QUIET), resume=True)
+    assert again.folder == other.folder
+    again.release()
+    first.release()
+
+
+def test_any_path_will_do_for_jobs_and_commands_get_it_as_one_word(job, tmp_path):
+    place = Storage(tmp_path / ODD)
+    place.probe()
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "a").write_text("1")
+    copy = place / "copy"
+    copy.put(tmp_path / "from")
+    copy.get(tmp_path / "back")
+    assert (tmp_path / "back" / "a").read_text() == "1"
+    copy.remove()
+    assert place.folders() == []
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1] + '.seen').touch()"
+    for template in (f'{sys.executable} -c "{code}" {{job}}', "sh -c 'touch {job}.seen'"):
+        executor = Commands(template, 1)
+        executor.submit(str(tmp_path / ODD / "job.json"), executor.needs)
+        while not list(executor.poll()):
+            time.sleep(0.01)
+        (seen,) = (tmp_path / ODD).iterdir()
+        assert seen.name == "job.json.seen"
+        seen.unlink()
+
+
+def test_a_name_too_long_for_folders_is_refused_where_it_stands():
+    fields = {"instruction": "Which?", "inputs": ["text"], "output": {"column": "label", "kind": "category"}}
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
+    assert Task(name="n" * 100, data=rows, **fields).name
+    with pytest.raises(ConfigError, match="name"):
+        Task(name="n" * 101, data=rows, **fields)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 3.0])
+def test_workers_end_at_whatever_they_are(job, tmp_path, seconds):
+    executor = Processes(2)
+    workers = []
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    data = part(tmp_path, 200_000)
+    for seed in range(3):
+        dispatcher.send(job.model_copy(update={"data": data, "seed": seed}))
+    time.sleep(seconds)
+    workers += [worker.process for worker, _ in executor._workers.values()]
+    dispatcher.close()
+    assert all(worker.poll() is not None for worker in workers)
+    assert not any(thread.is_alive() for thread in executor._threads)
+    assert list((tmp_path / "jobs").glob("*/manifest.json")) == []
