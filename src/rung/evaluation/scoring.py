@@ -174,11 +174,15 @@ def compare_rows(
 
 
 def compare(
-    a: Artifact, b: Artifact, examples: Sequence[Example], *, folder: Path | None = None, progress: Progress = QUIET
-) -> Comparison:
-    """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
+    a: Artifact, b: Artifact, examples: Sequence[Example], *, folder: Path | None = None, seed: int = 0,
+    progress: Progress = QUIET,
+) -> Comparison:  # fmt: skip
+    """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p.
+
+    `folder` is searched first for a metric of the user.
+    """
     rows = [evaluate(artifact, examples, "test", folder=folder, progress=progress) for artifact in (a, b)]
-    return compare_answers(a, b, *rows, folder=folder)
+    return compare_answers(a, b, *rows, folder=folder, seed=seed)
 
 
 def compare_answers(
