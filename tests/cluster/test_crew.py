@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 from crews import RUNGS, SPEED, report_of, run, without_times
 from rung.climbing.store import RunStore
 from rung.cluster.crew import ClimbCrew
+from rung.cluster.job import Storage
 from rung.cluster.processes import Inline, Processes
 from rung.errors import MachineError
+from rung.models.cache import cache_dir
 from rung.progress import QUIET
 from rung.rungs import build
 from rung.task import Task
@@ -55,7 +58,7 @@ class Records(Inline):
         self.kinds: list[str] = []
 
     def submit(self, uri, resources):
-        job = json.loads(Path(uri).read_text())
+        job = json.loads(Storage(uri).read())
         self.kinds.append(f"{job['kind']} {job['options']['key']}")
         super().submit(uri, resources)
 
@@ -147,22 +150,28 @@ def test_another_kind_of_machine_may_make_artifacts_and_not_answer(free_task_fil
     assert caught.value.code == "worker-mismatch"
 
 
-@pytest.fixture
-def trains(small_task_file, tiny_zero, tiny_folder, tmp_path):
-    """The crew of a climb whose only arm is a training of eight steps, and what its workers ran."""
+@pytest.fixture(params=["", "memory://scale-parts"])
+def trains(request, small_task_file, tiny_zero, tiny_folder, tmp_path):
+    """The crew of a climb whose only arm is a training of eight steps, what its workers ran, and the same alone."""
     changes = {"model": str(tiny_folder), "data.train_per_label": "4", "rungs.lora.epochs": "2"}
     task = Task.load(small_task_file, {**changes, "rungs.lora.batch_size": str(len(tiny_zero.signature.labels))})
     data, executor = task.read(), Records()
     store = RunStore(tmp_path / "run")
     store.keep(tiny_zero)
-    crew = ClimbCrew(executor, "", task, data, store, 0)
+    crew = ClimbCrew(executor, request.param, task, data, store, 0)
     crew.fit("lora", "lora", "zero-shot", None, parts=True, ahead=False)
     return crew, executor, build(("lora",), task, 0)[0].fit(tiny_zero, data)
 
 
 def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one(trains):
     crew, executor, alone = trains
-    made = dict(crew.made("lora", QUIET))
+    made = {}
+    for share, artifact in crew.made("lora", QUIET):
+        made[share] = artifact
+        for copy in (cache_dir() / "training").glob("job-*"):  # as on another machine
+            shutil.rmtree(copy)
+        kept = crew._storage.fs.glob(f"{crew._storage.path}/training/*/*/step-*/manifest.json")
+        assert kept or share == 1
     assert list(made) == [0.25, 0.5, 1.0]
     assert executor.kinds == ["fit lora"] * 3
     assert made[1.0].settings["lora"]["losses"] == alone.settings["lora"]["losses"]

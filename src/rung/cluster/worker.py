@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -171,7 +171,7 @@ def _read(file: str, overrides: tuple[tuple[str, str], ...], held_out: bool) -> 
 
 
 def _task_of(job: Job) -> tuple[Task, Data, dict[str, Example]]:
-    task, data, rows = _read(job.task, tuple(sorted(job.overrides.items())), job.held_out)
+    task, data, rows = _read(job.task, tuple(job.overrides.items()), job.held_out)
     for what, wanted, own in (
         ("task", job.task_fingerprint, task.fingerprint()), ("data", job.data_fingerprint, data.fingerprint),
     ):  # fmt: skip
@@ -215,13 +215,14 @@ def _fit(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     rung = _rung_of(job, task)
     rows = rung.rows_to_fit(data, job.fold)
     share = 1.0
-    with _artifact_of(job) as base, _kept_state(job):
-        if job.options.get("parts"):
-            share, made = next(rung.fit_in_parts(base, rows, after=job.options["after"], progress=progress))
-        else:
-            made = rung.fit(base, rows, progress=progress)
-    if current().first:
-        made.save(folder / "artifact")
+    with _artifact_of(job) as base:
+        with _kept_state(job) if rung.trains_weights else nullcontext():
+            if job.options.get("parts"):
+                share, made = next(rung.fit_in_parts(base, rows, after=job.options["after"], progress=progress))
+            else:
+                made = rung.fit(base, rows, progress=progress)
+        if current().first:
+            made.save(folder / "artifact")
     # What was chosen by trials is not chosen again for the other parts.
     chosen = {name: made.settings[rung.name][name] for name in CHOSEN if getattr(rung, name, None) == "auto"}
     return {"share": share, "chosen": chosen}
@@ -233,15 +234,13 @@ def _kept_state(job: Job) -> Iterator[None]:
     if "key" not in job.options:
         yield
         return
-    name = hash_of(str(job.options["key"]), 16)
-    place = Storage(job.out.rpartition("/")[0]) / "training" / name
-    folder = Path(place.path) if place.local else cache_dir() / "training" / name
+    place = Storage(job.out.rpartition("/")[0]) / "training" / hash_of(str(job.options["key"]), 16)
+    folder = Path(place.path) if place.local else cache_dir() / "training" / f"job-{hash_of(place.uri, 16)}"
     if not place.local and current().first:
         place.get(folder)
     with training_in(folder):
         yield
     if not place.local and current().first:
-        place.remove()
         place.put(folder)
 
 
