@@ -15,8 +15,8 @@ import pytest
 
 from letters import lines_of, write_rows
 from rung.artifact.files import fingerprint
-from rung.artifact.predict_file import Predicted, parts_folder, predict_file
-from rung.cluster.parts import predict_in_parts
+from rung.artifact.predict_file import BATCH, Predicted, parts_folder, predict_file
+from rung.cluster.parts import predict_in_parts, sizes
 from rung.cluster.processes import Inline, Processes
 from rung.errors import ConfigError, RungError
 
@@ -49,6 +49,15 @@ def test_two_processes_write_the_file_that_one_writes(letters, letters_folder, t
     assert made == alone == Predicted(700, 700)
     assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
     assert not parts_folder(out).exists()
+
+
+@pytest.mark.parametrize(("total", "size"), [(1, 64), (700, 128), (3000, 384), (1_000_000, 157 * 64)])
+def test_parts_are_whole_batches_and_small_at_the_end(total, size):
+    rows = list(sizes(total, size))
+    assert sum(rows) == total
+    assert {each % BATCH for each in rows[:-1]} <= {0}
+    assert max(rows) <= size
+    assert max(rows[-5:]) <= max(BATCH, size / 4)
 
 
 def test_a_row_that_cannot_be_answered_is_an_error_record_and_not_the_end(letters, letters_folder, tmp_path):

@@ -48,6 +48,7 @@ from rung.yamlfile import read_object
 ANSWERS = "answers.jsonl"
 ROWS = 157 * BATCH  # of a part, about 10,000: whole batches, since the rows of a batch affect each other's last digits
 EACH = 4  # parts that every worker gets at least, where there are fewer rows
+LAST = 2  # parts at the end that are cut into quarters, so that no worker waits long for another
 AHEAD = 2  # parts for each worker whose rows are written before it is free
 
 
@@ -96,7 +97,7 @@ def predict_in_parts(
             run = _Parts(dispatcher, place, shared(place, folder, fingerprint), fingerprint, options, progress)
             lines = (_line(row, whole, shape.inputs, shape.kind, asked.columns) for row, whole in asked.rows())
             progress.start("answering", asked.total)
-            done = run.all(lines, size)
+            done = run.all(lines, sizes(asked.total, size))
             progress.finish()
             write_atomically(origin_file(out), json.dumps(origin, indent=1))
             answered = _join(done, place, out)
@@ -120,6 +121,14 @@ def _part_size(total: int, workers: int) -> int:
     return max(BATCH, min(ROWS, BATCH * batches))
 
 
+def sizes(total: int, size: int) -> Iterator[int]:
+    """The rows of each part, whole batches: `size`, and a quarter of it at the end."""
+    while total > 0:
+        rows = size if total > LAST * size else max(BATCH, size // BATCH // 4 * BATCH)
+        yield min(rows, total)
+        total -= rows
+
+
 def _line(record: Record, whole: Record, inputs: Sequence[str], kind: str, columns: AnswerColumns) -> str:
     values = read_inputs(whole.values, inputs, kind, record.source)
     return json.dumps([record.source, values, columns.kept_values(record)], ensure_ascii=False) + "\n"
@@ -137,15 +146,17 @@ class _Parts:
         self.keys: list[str] = []
         self.answered, self.counts = 0, Counter[str]()
 
-    def all(self, lines: Iterator[str], size: int) -> list[str]:
+    def all(self, lines: Iterator[str], rows_of_parts: Iterator[int]) -> list[str]:
         """Run all parts; return the keys of their jobs in order."""
-        waiting: list[str] = []
-        while part := list(islice(lines, size)):
+        waiting, first = list[str](), 0
+        for size in rows_of_parts:
+            part = list(islice(lines, size))
             rows = self.place / f"rows-{len(self.keys):08d}.jsonl"
             job = Job(
                 kind="predict", out="", artifact=self.artifact, artifact_fingerprint=self.fingerprint, data=rows.uri,
-                options={**self.options, "first": len(self.keys) * size, "rows": len(part)},
+                options={**self.options, "first": first, "rows": len(part)},
             )  # fmt: skip
+            first += len(part)
             self.keys.append(job.id)
             if self.dispatcher.done(job):
                 self.progress.advance(len(part))
