@@ -15,11 +15,12 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget
 from rung.climbing.store import open_run
 from rung.cluster.executor import Dispatcher, jobs_in
-from rung.cluster.job import Job, Storage, done, fetch
+from rung.cluster.job import Job, Storage, done, error_file, fetch, installation
 from rung.cluster.processes import Commands, Inline, Processes
 from rung.errors import ConfigError, MachineError
 from rung.progress import QUIET
 from rung.task import Task
+from rung.worker_pipes import error_to_dict
 
 ODD = "a b::c [x]* 'q' #1"
 
@@ -37,6 +38,11 @@ def job(letters_folder, tmp_path) -> Job:
         kind="predict", out="", artifact=str(letters_folder), data=part(tmp_path, 3),
         artifact_fingerprint=fingerprint(letters_folder), options={"columns": {"kept": [], "top_k": 0}},
     )  # fmt: skip
+
+
+def finished(dispatcher, key):
+    dispatcher.wait([key])
+    return dispatcher.result(key)
 
 
 def test_full_storage_ends_the_work_with_its_reason(job, tmp_path, monkeypatch):
@@ -66,6 +72,24 @@ def test_the_result_of_a_job_that_was_changed_on_its_way_is_not_taken(job, tmp_p
     dispatcher.wait([key])
     assert dispatcher.result(key).folder.startswith("attempt-2-")
     assert dispatcher.result(key).values["rows"] == 3
+
+
+@pytest.mark.parametrize(("place", "code"), [("elsewhere:/venv", "worker-mismatch"), (installation(), "missing-extra")])
+def test_a_library_that_only_a_worker_lacks_ends_the_work(job, tmp_path, place, code):
+    class Lacks(Inline):
+        """Its workers have other extras than this process, or the same."""
+
+        def submit(self, uri, resources):
+            sent, error = Job.read(uri), MachineError("missing-extra", "heads need sklearn", hint="install it")
+            record = {"error": error_to_dict(error), "installation": place}
+            error_file(Storage(sent.out), sent.attempt).write(json.dumps(record))
+            self._ended.append(uri)
+
+    dispatcher = Dispatcher(Lacks(), Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job)
+    with pytest.raises(MachineError, match="heads need sklearn") as caught:
+        finished(dispatcher, key)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"kind": "dance", "out": ""}'])

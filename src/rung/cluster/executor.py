@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rung.climbing.options import REFUSED
-from rung.cluster.job import Job, Resources, Result, Storage, done, error_file, error_of, result_of
+from rung.cluster.job import Job, Resources, Result, Storage, done, error_file, error_of, installation, result_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError
 from rung.worker_pipes import WorkerError, error_from_dict
@@ -262,6 +262,9 @@ class Dispatcher:
             code = getattr(error, "code", "")
             if code in REFUSED:
                 raise error
+            if code == "missing-extra" and record.get("installation") != installation():
+                hint = f"install the same extras on all workers, then run it again; the job is {task.uri}"
+                raise MachineError("worker-mismatch", f"a worker lacks a library: {error}", hint=hint) from error
             if code in FINAL or str(error) in map(str, task.errors) or len(task.errors) >= RETRIES:
                 task.failed = error
                 return

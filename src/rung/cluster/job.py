@@ -13,8 +13,10 @@ A folder with a manifest is done, any other is not. Attempts do not share files,
 from __future__ import annotations
 
 import json
+import platform
 import posixpath
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -297,6 +299,11 @@ def shared(storage: Storage, folder: Path, fingerprint: str) -> str:
     if MANIFEST not in copy.folders():
         copy.put(folder)
     return copy.uri
+
+
+def installation() -> str:
+    """The machine and the Python environment of this process."""
+    return f"{platform.node()}:{sys.prefix}"
 
 
 def error_file(out: Storage, attempt: int) -> Storage:

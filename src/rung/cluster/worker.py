@@ -26,7 +26,7 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
-from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, hashes, result_of
+from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, hashes, installation, result_of
 from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget
@@ -74,7 +74,7 @@ def _run_unless_done(job: Job) -> str:
             record = {"error": error_to_dict(error)} if isinstance(error, RungError) else {
                 "failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()
             }  # fmt: skip
-            error_file(out, job.attempt).write(json.dumps(record))
+            error_file(out, job.attempt).write(json.dumps({**record, "installation": installation()}))
             raise
     return (out / MANIFEST).uri
 
