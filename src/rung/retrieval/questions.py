@@ -71,7 +71,7 @@ PHRASE = re.compile(
     rf"|(?<=[\w,;)]\s){_NAME}(?:\s(?:of\s|the\s|and\s)?{_NAME})*+|^(?:The\s)?(?P<first>(?!The\s){_NAME}(?:\s{_NAME})++)"
 )
 MARKUP = re.compile(r"\||\\n|[{}]|\]\(|—")  # of tables, escaped text, records, links; a speaker who breaks off
-QUOTES = '`"“„«「'  # around code and quotes
+MARKS = '`"“”„«»「」'  # around code and quotes
 CASED = re.compile(r"[a-zà-þα-ωа-я]")
 
 
@@ -170,12 +170,12 @@ def _read_back(
     pairs = list(asked)
     answers = _texts(engine, [_reading(question, " ".join(one.around)) for question, one in pairs], 32, progress)
     for (question, one), answer in zip(pairs, answers, strict=True):
-        read, phrase, words = _line(answer), _line(one.phrase), _line(question)
-        if phrase not in words:
+        read, phrase = _line(answer), _line(one.phrase)
+        if one.phrase.strip(MARKS).casefold() not in question.casefold():
             right = read in phrase or phrase in read
         else:
-            right = one.phrase[0] in QUOTES and read in _line(one.answer) and read not in words
-        if read.strip() and right:
+            right = one.phrase[0] in MARKS and read in _line(one.answer)
+        if right and not set(terms(answer)) <= set(terms(question)):  # nothing, or what the question says itself
             yield question, one
 
 
