@@ -1,6 +1,6 @@
 """Clients that no environment of ours holds: each is installed for its test alone, and answers are the engine's.
 
-Open WebUI is too large to install; its requests are written down from its source (backend/open_webui:
+Open WebUI takes 2.4 GB; its requests are written down from its source (backend/open_webui:
 routers/openai.py, routers/tasks.py, utils/payload.py, retrieval/utils.py).
 """
 
