@@ -213,6 +213,15 @@ def test_very_dear_rows_of_zero_shot_are_two_before_the_rungs(stage):
     assert by_name(done)["slow"].score is not None
 
 
+def test_proving_a_leader_leaves_the_budget_to_what_is_better(stage):
+    """A small gain needs many rows of zero-shot; what gains much needs few."""
+    play = stage(Planted("little", 0.45, row=0.01, takes=1.0), Planted("much", 0.9, row=0.01, takes=40.0), zero_row=4.0)
+    done = play.climb(300.0)
+    assert done.result.recommended == "much"
+    before = play.answered.index(next(each for each in play.answered if each[0] == "much"))
+    assert 4.0 * sum(name == "zero-shot" and split == "test" for name, split, _ in play.answered[:before]) <= 0.15 * 300
+
+
 def test_no_answer_of_a_dear_arm_lacks_its_pair_when_the_budget_ends(stage):
     play = stage(Planted("head", 0.9, row=0.01, takes=1.0), zero_row=3.0)
     done = play.climb(60.0)

@@ -18,6 +18,7 @@ from rung.evaluation.statistics import mean_interval
 
 PROMISING = 0.9  # probability that the leader is better than the incumbent, from which it is confirmed at once
 AT_ONCE = 64  # rows that are answered for that, at most
+AT_ONCE_SHARE = 0.15  # of the budget that the incumbent's rows may take for that; the rest waits for the end
 PRECISE = 0.05  # half the width of the interval around the recommended arm's score that more rows are answered for
 FEW_SECONDS = 15.0  # rows that take no longer are all answered
 TYPICAL = 40  # rows of the incumbent that a confirmation is expected to take
@@ -98,7 +99,7 @@ def prove(state: ClimbState) -> None:
         return
     pair = sorted((state.arms[name], state.arms[state.incumbent]), key=state.row_seconds)
     for until in looks(len(state.confirm), whole=state.whole):
-        if until > AT_ONCE:
+        if until > AT_ONCE or _takes_long(state, until):
             return
         for arm in pair:
             state.order(arm, state.confirm, until)
@@ -109,6 +110,12 @@ def prove(state: ClimbState) -> None:
             state.proven = name
             state.say()
             return
+
+
+def _takes_long(state: ClimbState, until: int) -> bool:
+    """Whether so many rows of the incumbent take a part of the budget that other arms may need more."""
+    whole, n = state.budget.limits.seconds, min(until, len(state.confirm))
+    return whole is not None and n * state.row_seconds(state.arms[state.incumbent]) > AT_ONCE_SHARE * whole
 
 
 def confirm(state: ClimbState) -> None:
