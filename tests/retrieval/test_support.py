@@ -1,5 +1,7 @@
 """Citations that are attached to what a model wrote without any."""
 
+from pathlib import Path
+
 import pytest
 
 from grounded import Index as FakeIndex
@@ -7,6 +9,8 @@ from grounded import looking_in, passage, rows_of
 from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.retrieval.passage import shown_sources
 from rung.retrieval.support import attached
+from rung.rungs.retrieval import asking
+from rung.task import Task
 
 KETTLE = (
     "The kettle holds two litres of water. It may be returned within 14 days. "
@@ -84,3 +88,34 @@ def test_an_answer_without_marks_gets_citations_and_says_that_they_were_attached
     assert [(one.number, one.attached) for one in own.citations] == [(2, False)]
     assert shown_sources(own.citations, own.passages, refused=False)[0] == "Sources"
     assert answered("Three pounds of steel and glass.").citations == ()
+
+
+@pytest.mark.slow
+def test_what_a_small_model_writes_cites_the_sentences_that_say_it(tmp_path):
+    """The model writes no marks; its citations hold the numbers and names that it writes."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/kettle.md").write_text(f"# Kettle\n\n{KETTLE}")
+    (tmp_path / "docs/garden.md").write_text(f"# Garden\n\n{GARDEN}")
+    (tmp_path / "task.yaml").write_text(
+        "name: shop\ninstruction: Answer the question in one sentence.\ninputs: [question]\n"
+        "output: {column: answer, kind: text, max_tokens: 40}\ncorpus: {files: docs/}\n"
+        "model: builtin:qwen2.5-coder-0.5b\n"
+    )
+    artifact = asking(Task.load(tmp_path / "task.yaml"))
+    asked = {
+        "How much water does the kettle hold?": "two litres",
+        "Within how many days may the kettle be returned?": "14 days",
+        "When is the garden open?": "May to September",
+        "Who repairs kettles in Graz?": "Anna Berg",
+    }
+    answers = artifact.predict([{"question": question} for question in asked])
+    texts = {name: (tmp_path / f"docs/{name}").read_text() for name in ("kettle.md", "garden.md")}
+    right = 0
+    for answer, told in zip(answers, asked.values(), strict=True):
+        for one in answer.citations:
+            place = one.passage
+            assert texts[Path(place.document).name][place.start : place.end] == place.text
+        right += told in answer.text and any(told in one.passage.text for one in answer.citations)
+    assert right >= 3, [(answer.written, [str(one) for one in answer.citations]) for answer in answers]
+    beside = artifact.predict([{"question": "Who won the world cup in 1990?"}])[0]
+    assert (beside.refused, beside.citations) == (True, ())
