@@ -20,6 +20,7 @@ from rung.cli.options import artifact_or_asking
 from rung.data.columns import inferred_schema, look_at, separated
 from rung.data.guess import DOCUMENTS, guess_task
 from rung.data.rows import NOT_IN_DOCUMENTS
+from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, DataError, RungError
 from rung.models import embedded
 from rung.retrieval.documents import _READERS
@@ -613,7 +614,8 @@ def test_a_folder_of_documents_answers_at_once_with_citations(house: Path) -> No
     assert error.code == "wrong-folder"
 
 
-def test_a_model_that_a_task_names_writes_from_the_documents(house: Path) -> None:
+def test_a_model_that_a_task_names_writes_from_the_documents(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "known", lambda *_: opening.Choice("torch", "a folder's engine was never measured"))
     task_of("house")
     settled = Path("task.yaml").read_text().replace('"answer"', '"answer"\n  max_tokens: 4')
     model = embedded.folder_of(embedded.LANGUAGE_MODEL)
