@@ -1,6 +1,6 @@
 """Citations that are attached to an answer whose model wrote none: the passage sentence that says the same.
 
-Small models do not write citation marks, whether they are asked or shown how. So each sentence of such an answer is
+Small models often write no citation marks although they are asked for them. So each sentence of such an answer is
 compared with the sentences of the passages by their words, and cites the one that has them. Words that are rare in the
 passages count more (the inverse document frequency of Spärck Jones 1972), so that the small words of any language count
 little. This notices words and numbers that come from nowhere, not words that are combined wrongly.
