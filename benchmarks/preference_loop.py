@@ -94,8 +94,8 @@ def main() -> None:
     )
     for each in json.loads((folder / found["run"] / "report.json").read_text("utf-8"))["rungs"]:
         if each["score"] is not None:
-            low, high = 100 * each["low"], 100 * each["high"]
-            score = f"{100 * each['score']:.1f} % [{low:.1f}, {high:.1f}] of {each['n']} {each['split']} rows"
+            interval = "" if each["low"] is None else f" [{100 * each['low']:.1f}, {100 * each['high']:.1f}]"
+            score = f"{100 * each['score']:.1f} %{interval} of {each['n']} {each['split']} rows"
             print(f"| {each['name']} | {score} | {each['status']} | {each['fit_seconds']:.0f} s |", flush=True)
     print(found["decision"], flush=True)
     later = right / chosen.messages
