@@ -369,10 +369,8 @@ SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # that of the ending first
 
 def sheets_of(path: Path) -> list[str | None]:
     """List the sheets of an Excel file that a person sees; one None for a file of another kind."""
-    if kind_of(path) not in EXCEL:
-        return [None]
     with _whole(path) as file:
-        return [*shown_sheets(file, path)] or [None]
+        return [*(shown_sheets(file, path) if kind_of(path) in EXCEL else ())] or [None]
 
 
 def detected(path: Path, how: FileFormat) -> FileFormat:
