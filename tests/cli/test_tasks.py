@@ -102,6 +102,21 @@ def test_check_as_json() -> None:
     assert report["unit"] in ("characters", "tokens")
 
 
+def test_a_climb_is_of_the_task_with_its_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mails.csv").write_text(CSV)
+    run("init", "mails.csv")
+    climbed = []
+
+    def stopped(task: Task, **_: Any) -> None:
+        climbed.append((task.name, task.data.train_per_label))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rung.climbing.run.climb", stopped)
+    result = run("climb", "task.yaml", "--set", "name=other", "--set", "data.train_per_label=3")
+    assert result.exit_code == 130
+    assert climbed == [("other", 3)]
+
+
 def test_check_refuses_a_set_without_a_value() -> None:
     Path("mails.csv").write_text(CSV)
     run("init", "mails.csv")

@@ -78,7 +78,7 @@ def climb(
         return
     tracker = _tracker(track)
     try:
-        done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
+        done = climb(loaded, progress=options.progress(quiet), options=how)
     except KeyboardInterrupt:
         again = _again("--resume")
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
