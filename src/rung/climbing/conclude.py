@@ -254,14 +254,9 @@ def _compared(state: ClimbState) -> str:
     test = f"{len(state.confirm)} test rows that nothing was trained or chosen on"
     if state.data.folds:
         return f"raced on {len(state.search)} rows out of fold, and confirmed on {test}"
-    more = (
-        "; what takes seconds to make learnt from the validation rows too before that" if _any_refitted(state) else ""
-    )
+    refitted = any(arm.refits and state.scores(arm, state.confirm) for arm in state.arms.values())
+    more = "; what takes seconds to make learnt from the validation rows too before that" if refitted else ""
     return f"raced on {len(state.search)} validation rows, and confirmed on {test}{more}"
-
-
-def _any_refitted(state: ClimbState) -> bool:
-    return any(arm.refits and state.scores(arm, state.confirm) for arm in state.arms.values())
 
 
 def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:

@@ -10,7 +10,7 @@ with the incumbent on the rows of the confirmation.
 from __future__ import annotations
 
 from rung.artifact.artifact import Artifact
-from rung.climbing.arms import Arm, ClimbState, FitFailed, Left, raise_failed
+from rung.climbing.arms import FIRST_ROWS, Arm, ClimbState, FitFailed, Left, raise_failed
 from rung.climbing.budget import NO_LIMITS, TimeUp, duration_text
 from rung.climbing.choice import FIRST, Prospect, looks, next_arm, order_ahead, prospects, put_off, with_next
 from rung.climbing.confirm import better, prove, seconds_to_confirm
@@ -19,7 +19,6 @@ from rung.evaluation.racing import CHEAPER, eliminate, futile
 
 RESERVED = 0.4  # share of the budget that may be kept for confirming, at most; a quarter of it while nothing leads
 LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
-FEWEST = 2  # rows that tell how long a row takes
 DEAR = 0.1  # share of the budget that the rows of a base may take before the rungs: 16 of them, at least 2
 PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
 OVERRAN = "it took longer than expected, and the budget was left to others"
@@ -160,8 +159,8 @@ def _affordable(state: ClimbState, base: Arm) -> int:
     whole, most = state.budget.limits.seconds, min(2 * FIRST, len(state.search))
     if whole is None:
         return most
-    state.scores(base, state.search, min(FEWEST, most))
-    return max(min(FEWEST, most), min(most, int(DEAR * whole / max(state.row_seconds(base), 1e-9))))
+    state.scores(base, state.search, min(FIRST_ROWS, most))
+    return max(min(FIRST_ROWS, most), min(most, int(DEAR * whole / max(state.row_seconds(base), 1e-9))))
 
 
 def _drop(state: ClimbState, until: int) -> None:
