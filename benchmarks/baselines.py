@@ -147,15 +147,15 @@ SHIPPED = {
 }  # fmt: skip
 
 
-def load(name: str, source: Path, folder: Path) -> Task:
+def load(name: str, source: Path, folder: Path, model: str) -> Task:
     """Load the task of an example, or write the files of a made one and load that."""
     if name in SHIPPED:
         example, overrides = SHIPPED[name]
-        return Task.load(EXAMPLES / example / "task.yaml", overrides)
+        return Task.load(EXAMPLES / example / "task.yaml", {**overrides, "model": model})
     head, *parts = MADE[name](source, random.Random(0))
     for split, rows in zip(("train", "test"), parts, strict=True):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    data = "data: {train: train.jsonl, test: test.jsonl, duplicates: drop}\nmodel: embedded\n"
+    data = f"data: {{train: train.jsonl, test: test.jsonl, duplicates: drop}}\nmodel: {model}\n"
     (folder / "task.yaml").write_text(f"name: {name}\n{head}{data}", "utf-8")
     return Task.load(folder / "task.yaml")
 
@@ -282,7 +282,7 @@ def _only(data: Data, rows: Sequence[Example]) -> Data:
 def compared(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare the recommendation with the best baseline of one set."""
     with tempfile.TemporaryDirectory() as folder:
-        task = load(name, arguments.data, Path(folder))
+        task = load(name, arguments.data, Path(folder), arguments.model)
         data = task.read()
         metric = get_metric(task.metric_name, task.folder, task.metric_settings)
         scores: dict[str, list[float]] = {}
@@ -314,6 +314,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--budget", default="8m", help="of each climb")
     parser.add_argument("--arms", default="", help="rungs to fit instead of climbing, separated by commas")
+    parser.add_argument("--model", default="embedded", help="the model of the climbs")
     parser.add_argument("--sets", default=",".join([*SHIPPED, *MADE]))
     arguments = parser.parse_args()
     results = []

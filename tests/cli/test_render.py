@@ -6,7 +6,7 @@ from rich.console import Console
 from rung.advice import advise
 from rung.advice.rules import AdviceStep
 from rung.cli.render import advice as print_advice
-from rung.cli.render import chart
+from rung.cli.render import chart, one_line
 from rung.evaluation.report.words import RungOutcome
 from rung.machine import Machine
 
@@ -53,3 +53,8 @@ def test_expected_and_measured_stand_side_by_side(task, data):
     assert "helped: +41.0 pp" in line
     assert "[1] " in out.getvalue()
     assert "https://arxiv.org/abs/" in out.getvalue()
+
+
+def test_a_text_without_spaces_is_cut_and_not_dropped() -> None:
+    assert one_line("漢" * 400, 300) == "漢" * 299 + "…"
+    assert one_line("two\nlines\tand\x1b[31m red", 40) == "two lines and [31m red"

@@ -28,8 +28,7 @@ from rung.data.examples import column, given_records, read_inputs, read_row, who
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, read_rows
 from rung.errors import ConfigError, DataError, suggest
-from rung.machine import lock_file
-from rung.models.files import write_atomically, writing
+from rung.models.files import lock_alone, write_atomically, writing
 from rung.progress import QUIET, Progress
 from rung.yamlfile import read_bytes, read_object, sealed_lines, unreadable
 
@@ -426,12 +425,7 @@ def only_writer(out: Path) -> Iterator[IO[str]]:
     """Open `out` for one process only, since two would mix their lines."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "a+", encoding="utf-8", opener=_private) as target:
-        try:
-            lock_file(target.fileno(), wait=False)
-        except BlockingIOError as busy:
-            raise ConfigError(
-                "file-in-use", f"another process is writing {out}", hint="wait for it, or choose another --out"
-            ) from busy
+        lock_alone(target, f"another process is writing {out}", "wait for it, or choose another --out")
         yield target
 
 

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten, wrap
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rung.retrieval.passage import Passage
 
 ROWS = 20  # of a climb that are shown
+TEXT = 300  # characters of an input or an answer that are shown
 PROBLEMS = 20  # listed before the rest is only counted
 
 
@@ -223,16 +224,18 @@ def mistakes(found: AnsweredRows, kind: str) -> None:
     chosen = found.chosen(found.place, {"kind": kind})
     for number in chosen[:ROWS]:
         row, own = found.rows[number], found.rows[number]["a"][found.place]
-        say(f"{row['o']}  {_cut(row['i'])}")
-        say(f"  expected  {_cut(' | '.join(row['e']))}\n  answered  {_cut(own['t'])}")
+        say(f"{row['o']}  {one_line(row['i'], TEXT)}")
+        say(f"  expected  {one_line(' | '.join(row['e']), TEXT)}\n  answered  {one_line(own['t'], TEXT)}")
         if notes := notes_of(own):
             say(f"            {notes}")
     more = f", of which {ROWS} are shown" if len(chosen) > ROWS else ""
     say(f"{len(chosen)} rows of {found.arms[found.place]}: {KINDS[kind]}{more}")
 
 
-def _cut(text: str) -> str:
-    return shorten(clean(text), 300, placeholder=" ...")
+def one_line(text: str, most: int) -> str:
+    """Write others' text on one line of at most `most` characters, without what controls a terminal."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def scores(values: Mapping[str, Any], split: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.cli.render import climb_result, say, table
+from rung.cli.render import climb_result, one_line, say, table
 
 if TYPE_CHECKING:
     from rung.feedback.improve import Improvement
@@ -25,15 +25,10 @@ def cases(shown: Sequence[ReviewCase], total: int) -> None:
         row = case.interaction
         given = " ".join(text_of(value) for value in row.inputs.values())
         expected = case.expected if case.expected is not None else f"({case.suggestion}?)" if case.suggestion else ""
-        rows.append([_cell(text) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
+        rows.append([one_line(text, CELL) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
     if rows:
         table(("id", "why", "input", "actual", "expected"), rows, wrapped=("why", "input", "actual", "expected"))
     say(f"{len(shown)} of {total} cases")
-
-
-def _cell(text: str) -> str:
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= CELL else line[: CELL - 1] + "…"
 
 
 def case(values: Mapping[str, Any]) -> None:

@@ -30,8 +30,7 @@ from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction, TimeSpan
-from rung.machine import lock_file
-from rung.models.files import write_atomically, writing
+from rung.models.files import lock_alone, write_atomically, writing
 from rung.progress import QUIET
 from rung.yamlfile import read_sealed, sealed, sealed_lines, unreadable
 
@@ -61,12 +60,12 @@ class RunStore:
             ConfigError: `file-in-use`: another climb goes on with it.
         """
         self._held = (self.folder / IDENTITY).open("r+b")
+        hint = "wait for it, or begin another climb: leave out --resume"
         try:
-            lock_file(self._held.fileno(), wait=False)
-        except BlockingIOError as busy:
+            lock_alone(self._held, f"another climb is writing {self.folder}", hint)
+        except ConfigError:
             self.release()
-            hint = "wait for it, or begin another climb: leave out --resume"
-            raise ConfigError("file-in-use", f"another climb is writing {self.folder}", hint=hint) from busy
+            raise
         return self
 
     def release(self) -> None:

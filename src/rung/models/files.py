@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from rung.errors import ConfigError, MachineError, RungError
 from rung.machine import lock_file
@@ -92,6 +93,18 @@ def write_atomically(file: Path, text: str, *, private: bool = False) -> None:
     """Replace `file` by `text` as `replacing` does."""
     with replacing(file, private=private) as scratch, scratch.open("w", encoding="utf-8", newline="") as out:
         out.write(text)
+
+
+def lock_alone(file: IO[Any], problem: str, hint: str) -> None:
+    """Keep other processes from writing an open file until it is closed.
+
+    Raises:
+        ConfigError: `file-in-use`: another process has it; `problem` and `hint` say what that means.
+    """
+    try:
+        lock_file(file.fileno(), wait=False)
+    except BlockingIOError as busy:
+        raise ConfigError("file-in-use", problem, hint=hint) from busy
 
 
 @contextmanager
