@@ -318,6 +318,26 @@ def test_broken_bodies_have_an_error_in_the_envelope(serving, body, code):
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": []}, "messages: it is empty"),
+        ({"mesages": HELLO}, "mesages: the server does not know this field"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty: this server does not apply it: leave it out"),
+        ({"logit_bias": {"5": 1}}, "logit_bias: this server does not apply it: leave it out"),
+        ({"max_tokens": 0}, "max_tokens: it should be greater than or equal to 1"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: it should be a valid string"),
+        (None, "the body is not JSON: Expecting value at character 0"),
+    ],
+)
+def test_wrong_requests_are_told_in_plain_words(serving, fields, told):
+    body = b"model=fake" if fields is None else json.dumps({"model": "fake", "messages": HELLO} | fields).encode()
+    answer = httpx.post(
+        f"{serving().url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}, timeout=30
+    )
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
+
+
 def test_a_whole_surrogate_pair_is_a_character(serving):
     body = b'{"model": "fake", "max_tokens": 1, "messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
     headers = {"Content-Type": "application/json"}

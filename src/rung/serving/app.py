@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024
 GRACE = 10.0  # seconds after the drain in which engines end; then the process ends without them
+PROBLEMS = {  # of requests, by pydantic's names for them
+    "extra_forbidden": "the server does not know this field", "missing": "it is missing", "too_short": "it is empty",
+}  # fmt: skip
 _FORM = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")  # pydantic's names for the forms of a union
 M_ARENA_MAX = -8  # in glibc's malloc.h
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
@@ -198,10 +201,13 @@ def _refusal(error: Exception) -> Refused:
     if isinstance(error, (Refused, RungError)):
         return refusal(error)
     if isinstance(error, RequestValidationError):
-        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the form that fits furthest
+        # of a union, the form that fits furthest
+        first = max(error.errors(), key=lambda one: (len(one["loc"]), one["type"] in PROBLEMS))
         where = ".".join(str(part) for part in first["loc"] if part != "body" and not _FORM.match(str(part)))
-        problem = first["msg"].removeprefix("Value error, ")
-        if first["loc"] == ("body",) and isinstance(error.body, bytes):
+        problem = PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Value error, ").replace("Input s", "it s")
+        if first["type"] == "json_invalid":
+            where, problem = "", f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+        elif first["loc"] == ("body",) and isinstance(error.body, bytes):
             problem = "the body is read as JSON only with the header `Content-Type: application/json`"
         return Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None)
     assert isinstance(error, HTTPException)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 _Item = TypeVar("_Item")
 # Checking ends at the first wrong item: a million errors would hold up every other request.
@@ -13,8 +13,15 @@ Name = Annotated[str, Field(min_length=1, max_length=512)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopText | Annotated[Items[StopText], Field(max_length=16)]
-Zero = Annotated[float, Field(ge=0, le=0)]
 
+
+def _unserved(value: Any) -> Any:
+    if value:
+        raise ValueError("this server does not apply it: leave it out")
+    return value
+
+
+Zero = Annotated[float, AfterValidator(_unserved)]
 
 IMAGES = frozenset({"image_url", "input_image", "image", "image_file"})
 TEXTS = frozenset({"text", "input_text", "output_text"})
@@ -179,7 +186,7 @@ class SamplingRequest(StrictModel):
     stream_options: StreamOptions | None = None
     frequency_penalty: Zero | None = Field(None, description="Not served: 0.")
     presence_penalty: Zero | None = Field(None, description="Not served: 0.")
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(None, description="Not served.")
+    logit_bias: Annotated[dict[str, float], AfterValidator(_unserved)] | None = Field(None, description="Not served.")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -242,7 +249,7 @@ class CompletionRequest(SamplingRequest):
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Only 1 is served.")
-    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="Not served.")
+    suffix: Annotated[str, AfterValidator(_unserved)] | None = Field(None, description="Not served.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
