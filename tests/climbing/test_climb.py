@@ -20,7 +20,6 @@ from rung.climbing.budget import Limits, parse_budget, parse_duration
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
-from rung.engines.opening import UNMEASURED
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.words import quality_notes
@@ -287,7 +286,7 @@ def test_a_short_budget_measures_no_engine_and_a_resumed_climb_keeps_its_engine(
     rows = [{"text": f"the colour is {word} here", "answer": word} for word in ("red", "green", "blue") * 8]
     fields = {"name": "span", "instruction": "Which colour?", "inputs": ["text"], "model": str(tiny_folder)}
     task = Task(**fields, output={"column": "answer", "kind": "text", "max_tokens": 4}, data=rows)
-    monkeypatch.setattr(running, "explain", lambda *_: UNMEASURED)
+    monkeypatch.setattr(running, "choosing_seconds", lambda *_: 20.0)
     options = ClimbOptions(rungs=("features",), out=tmp_path, budget_seconds=30.0)
     short = climb(task, options=options)
     assert json.loads((short.folder / "climb.json").read_text())["engine"] == "torch"

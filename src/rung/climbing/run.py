@@ -23,7 +23,7 @@ from rung.climbing.trust import check_allowed
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
 from rung.engines.encoders import is_exported
-from rung.engines.opening import UNMEASURED, expected_speedup, explain, open_encoder, settled
+from rung.engines.opening import choosing_seconds, expected_speedup, open_encoder, settled
 from rung.engines.openvino_export import ExportPrecision
 from rung.errors import ConfigError, needed_by
 from rung.evaluation.report import plots, words
@@ -44,8 +44,7 @@ FRAME_KEYS = (
     "artifact",
 )  # fmt: skip
 ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
-MEASURING_SECONDS = 90.0  # what choosing an engine takes, once on a machine: an export, two loads and some text
-MEASURING_SHARE = 0.25  # of the budget that choosing may take: rungs that take seconds come first
+CHOOSING_SHARE = 0.4  # of the budget that choosing an engine may take, once on a machine: it may write 3 times as fast
 LAYOUT = 2  # of run folders; the climb of an older one starts anew
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
@@ -246,7 +245,7 @@ def _engine(task: Task, options: ClimbOptions, identity: Mapping[str, Any], watc
         return options.engine
     if options.resume and (kept := engine_of_run(options.out, identity)) is not None:
         return kept
-    if MEASURING_SHARE * watch.left() < MEASURING_SECONDS and explain(task.model, "auto") == UNMEASURED:
+    if choosing_seconds(task.model, this_machine()) > CHOOSING_SHARE * watch.left():
         watch.say("torch generates: the budget is too short to measure whether another engine is faster here")
         return "torch"
     return settled(task.model, options.engine, progress=watch)

@@ -40,7 +40,7 @@ from rung.engines.base import (
 )
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, EngineError, needed_by
-from rung.machine import own_cores
+from rung.machine import Machine, own_cores
 from rung.models.cache import cache_dir, publish
 from rung.models.checkpoint import is_encoder, verify
 from rung.models.messages import Message, Messages
@@ -218,6 +218,8 @@ _encoders: dict[tuple[str, str, str], SentenceEncoder] = {}  # not `lru_cache`: 
 
 
 DECODED = 32  # tokens per prompt when speed is measured
+LOADING_SECONDS = 10.0  # of both engines and their libraries
+COMPARED_TOKENS = 4_700  # that the comparison takes the time of: what both read, and four times what both write
 MIN_AGREEMENT = 0.9  # share of first tokens that must be those of fp32
 MAX_LOGPROB_DIFF = 0.15  # mean difference of their log-probabilities, in nats
 MEASURED = ("auto", "openvino-int4")  # engines that are measured before they answer
@@ -284,6 +286,17 @@ def expected_speedup(model: str, engine: str) -> float:
     if choice is None or (engine == "auto" and choice.engine == "torch"):
         return 1.0
     return choice.speedup or 1.0
+
+
+def choosing_seconds(model: str, machine: Machine) -> float:
+    """The seconds that choosing an engine for `model` is expected to take here; 0 where it needs no measuring."""
+    if is_endpoint(model) or known(files := resolve(model)) is not None:
+        return 0.0
+    from rung.engines.openvino_export import expected, folder_of, weights_bytes
+
+    there = folder_of(files, "causal", "int8").exists()
+    export = 0.0 if there else expected(weights_bytes(files.folder), "int8")[0]
+    return LOADING_SECONDS + export + machine.inference_seconds(2 * files.parameters * COMPARED_TOKENS)
 
 
 def explain(model: str, engine: str) -> str:

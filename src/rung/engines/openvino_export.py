@@ -77,8 +77,10 @@ def export_folder(
     """
     if (missing := missing_package()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
-    weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    progress.start(f"exporting {name} to OpenVINO ({precision}), once: about {_expected(weights, precision)}")
+    weights = weights_bytes(source)
+    seconds, gigabytes = expected(weights, precision)
+    takes = f"about {max(1, round(seconds / 60))} min and {gigabytes:.1f} GB of memory"
+    progress.start(f"exporting {name} to OpenVINO ({precision}), once: {takes}")
     began = time.monotonic()
     code, said = _process(source, target, kind, precision, progress)
     if code != 0 and TOO_NEW in said and kind == "causal" and (older := _older(source)) is not None:
@@ -274,14 +276,19 @@ FIXED_SECONDS, SECONDS_PER_GB = 16.0, 40.0
 FIXED_GB, MEMORY_PER_GB = 1.3, 1.35  # at the peak of the exporting process
 
 
-def _expected(weights: int, precision: ExportPrecision) -> str:
-    """Minutes and memory that the export of a model with so many bytes of weights is expected to take."""
+def weights_bytes(folder: Path) -> int:
+    """The bytes of a model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def expected(weights: int, precision: ExportPrecision) -> tuple[float, float]:
+    """Seconds and gigabytes of memory that the export of a model with so many bytes of weights is expected to take."""
     seconds, gigabytes = _typical(weights)
     if known := json.loads(recall(f"openvino-export-{precision}") or "null"):
         typical_seconds, typical_gigabytes = _typical(known["weights"])
         seconds *= known["seconds"] / typical_seconds
         gigabytes *= known["memory"] / 1e9 / typical_gigabytes
-    return f"{max(1, round(seconds / 60))} min and {gigabytes:.1f} GB of memory"
+    return seconds, gigabytes
 
 
 def _typical(weights: int) -> tuple[float, float]:
