@@ -7,8 +7,19 @@ import torch
 from rung.artifact.artifact import Artifact
 from rung.artifact.text import Generate
 from rung.engines import opening as engine_choice
-from rung.engines.opening import UNMEASURED, Choice, choose, expected_speedup, explain, judge, known, settled
+from rung.engines.opening import (
+    UNMEASURED,
+    Choice,
+    choose,
+    choosing_seconds,
+    expected_speedup,
+    explain,
+    judge,
+    known,
+    settled,
+)
 from rung.errors import EngineError
+from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Quiet
 
@@ -121,3 +132,13 @@ def test_measuring_the_embedded_model(precision, least):
     assert found.speedup > 1
     assert found.agreement > least  # int8: 84 % on an AMD EPYC; it depends on the processor, so it is measured
     assert found == judge(found.speedup, found.agreement, found.logprob_diff, precision)
+
+
+def test_choosing_takes_longer_for_larger_models_and_nothing_once_chosen(tiny_folder, tmp_path, monkeypatch):
+    embedded, machine = resolve("embedded").folder, Machine(2, 8 * 10**9, 1e11)
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path))
+    small, large = (choosing_seconds(model, machine) for model in (str(tiny_folder), str(embedded)))
+    assert 10 < small < large < 120
+    assert choosing_seconds("http://127.0.0.1:1/v1#m", machine) == 0
+    monkeypatch.setattr(engine_choice, "known", lambda *_: Choice("torch", "measured"))
+    assert choosing_seconds(str(tiny_folder), machine) == 0
