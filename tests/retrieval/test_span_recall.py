@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from rung.data.rows import Span
@@ -18,3 +20,19 @@ def test_span_recall_counts_each_gold_character_once():
 def test_nothing_relevant_is_an_error():
     with pytest.raises(ValueError, match="nothing is relevant"):
         span_recall([], [Span("d", 3, 3)], 1)
+
+
+def test_span_recall_is_that_of_sets_of_characters():
+    rng = random.Random(0)
+
+    def pieces(make, count):
+        starts = [(rng.choice("de"), rng.randrange(50)) for _ in range(count)]
+        return [make(document, start, start + rng.randrange(20)) for document, start in starts]
+
+    def characters(spans):
+        return {(span.document, place) for span in spans for place in range(span.start, span.end)}
+
+    for _ in range(200):
+        gold, found = [*pieces(Span, 3), Span("d", 1, 4)], pieces(passage, 4)
+        wanted = characters(gold)
+        assert span_recall(found, gold, 3) == len(wanted & characters(found[:3])) / len(wanted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from rung.artifact.costs import passage_tokens
@@ -22,6 +23,8 @@ from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans, unwrapped
 from rung.retrieval.passage import Citation, Passage
 from rung.retrieval.retriever import Retrieved
+
+COUNTED = 16_384  # texts whose tokens are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class SentenceDecoder(Promptless):
         del full  # there are no labels
         retriever = artifact.retriever
         assert retriever is not None
-        encoder = open_encoder(self.encoder, progress=progress)
+        open_encoder(self.encoder, progress=progress)
         start = time.perf_counter()
         queries = [artifact.prompt.query(example.inputs) for example in examples]
         if passages is None:
@@ -104,7 +107,7 @@ class SentenceDecoder(Promptless):
             quoted = () if retriever.refuses(hits) else self.chosen(candidates)
             text = " ".join(unwrapped(sentence.passage.text) for sentence in quoted) or retriever.refusal
             texts = () if self.lexicon else (sentence.passage.text for sentence in candidates)
-            read = sum(len(encoder.encode(text)) for text in (query, *texts))
+            read = sum(_tokens(self.encoder, text) for text in (query, *texts))
             answers.append(
                 Answer(
                     text, None, None, read, 0, seconds, ({"role": "user", "content": query},),
@@ -149,8 +152,13 @@ def ranked(
 
 def cost_of(encoder: str) -> Callable[[Passage], int]:
     """Make a function that counts the tokens of a passage, as the encoder reads it."""
-    opened = open_encoder(encoder)
-    return lambda passage: len(opened.encode(passage.text))
+    return lambda passage: _tokens(encoder, passage.text)
+
+
+@lru_cache(maxsize=COUNTED)
+def _tokens(encoder: str, text: str) -> int:
+    """The tokens of a text, as the encoder reads it; a search finds the same passages again and again."""
+    return len(open_encoder(encoder).encode(text))
 
 
 def _sentences(passages: Sequence[Passage]) -> Iterator[tuple[int, Passage]]:

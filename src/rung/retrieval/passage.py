@@ -50,14 +50,28 @@ def span_recall(passages: Sequence[Passage], gold: Sequence[Span], k: int) -> fl
     Raises:
         ValueError: the gold spans hold no character.
     """
-    wanted = _characters(gold)
-    if not wanted:
+    wanted, found = _merged(gold), _merged(passages[:k])
+    characters = sum(end - start for _, start, end in wanted)
+    if not characters:
         raise ValueError("nothing is relevant")
-    return len(wanted & _characters(passages[:k])) / len(wanted)
+    shared = (
+        min(end, last) - max(start, first)
+        for document, start, end in wanted
+        for place, first, last in found
+        if place == document
+    )
+    return sum(max(0, each) for each in shared) / characters
 
 
-def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
-    return {(piece.document, position) for piece in pieces for position in range(piece.start, piece.end)}
+def _merged(pieces: Sequence[Span | Passage]) -> list[tuple[str, int, int]]:
+    """The document, start and end of what the pieces cover, without overlaps."""
+    merged: list[tuple[str, int, int]] = []
+    for document, start, end in sorted((piece.document, piece.start, piece.end) for piece in pieces):
+        if merged and merged[-1][0] == document and start <= merged[-1][2]:
+            merged[-1] = (document, merged[-1][1], max(end, merged[-1][2]))
+        else:
+            merged.append((document, start, end))
+    return merged
 
 
 # ---- citations

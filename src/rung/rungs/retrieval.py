@@ -31,7 +31,7 @@ from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
 from rung.retrieval.fitting import CAUTIOUS, Refusal, calibrate, learn_weight
-from rung.retrieval.index import FEWEST_LABELLED, Index, SearchSettings
+from rung.retrieval.index import FEWEST_LABELLED, Index, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
@@ -40,7 +40,7 @@ from rung.rungs.features import sklearn_missing
 from rung.task import Task
 from rung.training.config import Count
 
-SEARCH_SECONDS = 0.02  # to find a question's passages and cut them into sentences, for estimates
+SEARCH_SECONDS = 0.03  # to find a question's passages and cut them into sentences, for estimates
 TYPICAL_TOKENS = 220  # of a passage with its number and title, for estimates
 SAMPLE = 32  # rows whose passages give the mean length
 WIDER = 3  # times k passages are searched to measure the order, since those with the answer are set apart
@@ -276,11 +276,16 @@ class SentenceSelection(Rung):
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One pass of the encoder over the question and the sentences of the passages. The index is not counted."""
+        from rung.retrieval.build import OVERLAP, index_location
+
         assert self.task is not None
         assert self.task.corpus is not None
-        tokens = sizes(artifact, data).question + self.encoded_tokens()
-        cost = encoder_cost(self.task.corpus.encoder, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
-        searched = SEARCH_SECONDS * (1 + min(MOST_ROWS, len(data.train)))
+        rows, own = min(MOST_ROWS, len(data.train)), float(self.encoded_tokens())
+        if (manifest := read_manifest(index_location(self.task))) is not None:  # rows share sentences, as passages do
+            own = min(own, manifest.passages * manifest.tokens / max(1, rows))
+        tokens = sizes(artifact, data).question + own * (1 - 1 / OVERLAP)
+        cost = encoder_cost(self.task.corpus.encoder, tokens, machine, fit_rows=rows)
+        searched = SEARCH_SECONDS * (1 + 2 * rows)  # for the threshold, and for the share
         return replace(cost, fit_seconds=cost.fit_seconds + searched, row_seconds=cost.row_seconds + SEARCH_SECONDS)
 
     def encoded_tokens(self) -> int:
