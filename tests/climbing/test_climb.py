@@ -20,12 +20,13 @@ from rung.climbing.budget import Limits, parse_budget, parse_duration
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
+from rung.engines.encoders import SentenceEncoder
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.words import quality_notes
 from rung.evaluation.result import ClimbResult
 from rung.evaluation.scoring import summarize
-from rung.rungs import LoRA, build, names
+from rung.rungs import LoRA, build, features, names
 from rung.rungs.fine_tune import FineTune
 from rung.task import Task
 from rung.yamlfile import sealed
@@ -312,6 +313,27 @@ def banking(tiny_folder):
         )
 
     return task
+
+
+def test_the_fits_of_all_folds_read_every_row_once(banking, monkeypatch):
+    task, read = banking((20, 14, 8)), []
+    data = task.read()
+    zero, rung = Artifact.zero_shot(task, data.labels), build(("features",), task, 0)[0]
+    folds = [*range(len(data.folds)), None]
+    alone = [rung.fit(zero, rung.rows_to_fit(data, fold)) for fold in folds]
+    monkeypatch.setattr(features, "_VECTORS", {})
+
+    def embed(self, texts, **more):
+        read.extend(texts)
+        return real(self, texts, **more)
+
+    real = SentenceEncoder.embed
+    monkeypatch.setattr(SentenceEncoder, "embed", embed)
+    again = [rung.fit(zero, rung.rows_to_fit(data, fold)) for fold in reversed(folds)]
+    assert sorted(read) == sorted(row.inputs["text"] for row in data.train)
+    prints = [artifact.fingerprint() for artifact in reversed(again)]
+    assert prints == [artifact.fingerprint() for artifact in alone]  # whichever fold is first
+    assert len(set(prints)) == len(folds) > 2
 
 
 def test_macro_f1_decides_a_climb(banking, tmp_path):

@@ -83,7 +83,8 @@ def next_steps(
             suspects |= suspect_labels(data.labels, measured, table)
         if encoder is not None:
             train = [row for row in data.train if row.id not in suspects][:MOST]
-            vectors = vectors_of(zero, encoder, texts_of(zero, train), progress=progress)
+            known = (*data.train, *data.validation)
+            vectors = vectors_of(zero, encoder, texts_of(zero, train), known, progress=progress)
             truth = np.array([data.labels.index(row.outputs[0]) for row in train], dtype=np.int64)
             held_out = out_of_fold(vectors, truth, len(data.labels), seed)
             curve = learning_curve(vectors, truth, held_out, seed) if len(truth) >= FEWEST else []

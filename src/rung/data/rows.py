@@ -125,6 +125,8 @@ class Data:
             may learn them, and they can measure what was learned.
         folds: all rows of `train` in parts of about equal size, if they are answered out of fold; then there are no
             validation rows, and the test rows are those of the user's own file, or none.
+        known: all rows that fits of this climb learn from, where this is a part of them: what is computed of each row
+            alone, such as vectors, can be computed for all at once.
     """
 
     train: tuple[Example, ...]
@@ -138,6 +140,7 @@ class Data:
     folds: tuple[tuple[Example, ...], ...] = ()
     preferences: tuple[Preference, ...] = ()
     unseen_preferences: tuple[Preference, ...] = ()
+    known: tuple[Example, ...] = ()
 
     def __repr__(self) -> str:
         sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
@@ -190,7 +193,7 @@ class Data:
         train = tuple(row for row in self.train if row.id not in held_out)
         fingerprint = hash_of([self.fingerprint, "fold", index], digits=64)
         return replace(
-            self, train=train, validation=(), test=test, folds=(), fingerprint=fingerprint,
+            self, train=train, validation=(), test=test, folds=(), fingerprint=fingerprint, known=self.train,
             preferences=tuple(each for each in self.preferences if index not in each.folds),
             unseen_preferences=tuple(each for each in self.preferences if index in each.folds),
         )  # fmt: skip

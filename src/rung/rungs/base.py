@@ -200,7 +200,9 @@ class Rung(ABC):
         """
         if data.folds or fold:
             return data if fold is None else data.fold(fold)
-        return data.with_validation() if fold is None and self.refits else data
+        if not self.refits:
+            return data
+        return data.with_validation() if fold is None else replace(data, known=(*data.train, *data.validation))
 
     @abstractmethod
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

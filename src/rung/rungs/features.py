@@ -35,7 +35,7 @@ from rung.rungs.linear import ROTATED, row_weights, train_head, train_label_head
 
 FEWER_TERMS = 30_000  # of each block where there are so many rows that the head is fitted on the terms themselves
 REMEMBERED = 2  # sets of training texts whose vectors are kept in memory
-_VECTORS: dict[tuple[str, str, tuple[str, ...]], Floats] = {}
+_VECTORS: dict[tuple[object, ...], Floats] = {}
 
 
 @rung("llm-features", family="features", order=510, default=True, topics=("hidden states",), encoder="", tfidf=False)
@@ -97,9 +97,9 @@ class Features(Rung):
             return lexical
         s = sizes(artifact, data)
         if self.encoder:
-            encoding = encoder_cost(self.encoder, s.question, machine, fit_rows=len(data.train))
+            encoding = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
         else:
-            encoding = forward_cost(s.parameters, s.question, machine, fit_rows=len(data.train))
+            encoding = forward_cost(s.parameters, s.question, machine, fit_rows=rows_read(data))
         seconds = encoding.fit_seconds + lexical.fit_seconds
         return replace(encoding, fit_seconds=seconds)
 
@@ -112,7 +112,7 @@ class Features(Rung):
         else:
             texts, truth = labelled_texts(artifact, rows, labels, names=self.label_names)
         lexicon = lexicon_of(texts) if self.tfidf else None
-        blocks = [] if encoder is None else [vectors_of(artifact, encoder, texts, progress=progress)]
+        blocks = [] if encoder is None else [vectors_of(artifact, encoder, texts, data.known, progress=progress)]
         blocks += [] if lexicon is None else lexicon.blocks(texts)
         settings: dict[str, Any] = {
             "encoder": artifact.model if encoder == "" else encoder, "tfidf": self.tfidf, "rows": len(rows),
@@ -167,16 +167,30 @@ def lexicon_of(texts: Sequence[str]) -> Lexicon:
     return Lexicon.fit(texts, most_terms=MOST_TERMS if len(texts) <= ROTATED else FEWER_TERMS)
 
 
-def vectors_of(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-    """Compute the features of the training rows; several rungs in turn ask for those of the same encoder."""
-    key = (encoder, resolve(encoder).fingerprint, tuple(texts)) if encoder else None
-    if key is None:
-        return features(artifact, encoder, texts, progress=progress)
+def vectors_of(
+    artifact: Artifact, encoder: str, texts: Sequence[str], known: Sequence[Example] = (), *,
+    progress: Progress = QUIET,
+) -> Floats:  # fmt: skip
+    """Compute the features of training texts, shape [texts, dimension], by a sentence encoder or the artifact's model.
+
+    Several rungs, and the fits of several folds, ask for the same texts. So those of the `known` rows are read once, in
+    an order that does not depend on who asks first: the last digits of a vector depend on what runs beside its text.
+    """
+    whole = tuple(sorted({*texts, *texts_of(artifact, known)}))
+    weights = (resolve(encoder).fingerprint,) if encoder else (artifact.model, artifact.engine, artifact.weights.base)
+    key = (encoder, *weights, whole)
     if key not in _VECTORS:
         while len(_VECTORS) >= REMEMBERED:
             del _VECTORS[next(iter(_VECTORS))]
-        _VECTORS[key] = features(artifact, encoder, texts, progress=progress)
-    return _VECTORS[key]
+        _VECTORS[key] = features(artifact, encoder, whole, progress=progress)
+    places = {text: place for place, text in enumerate(whole)}
+    chosen: Floats = _VECTORS[key][[places[text] for text in texts]]
+    return chosen
+
+
+def rows_read(data: Data) -> int:
+    """The rows that a fit has to read, for estimates: the fits of several folds share what they read."""
+    return -(-len(data.train) // max(1, len(data.folds)))
 
 
 def read_in_windows(encoder: str, texts: Sequence[str]) -> dict[str, int]:

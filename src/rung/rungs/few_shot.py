@@ -9,19 +9,17 @@ import numpy as np
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.costs import FORWARD
 from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
-from rung.engines.opening import open_encoder
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
-from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
-from rung.rungs.costs import inference_cost, sizes
+from rung.rungs.costs import encoder_cost, inference_cost, sizes
+from rung.rungs.features import rows_read, texts_of, vectors_of
 from rung.training.config import Count
 
 COMPARED = ("knn", "mmr")  # selections that compare rows with an encoder
@@ -86,17 +84,15 @@ class FewShot(Rung):
         cost = inference_cost(artifact, data, machine, extra_tokens=extra)
         if not self.encoders:
             return cost
-        tokens = s.question * len(data.train)
-        flops = FORWARD * resolve(self.encoder).parameters * tokens
-        return replace(cost, fit_tokens=round(tokens), fit_flops=flops, fit_seconds=machine.inference_seconds(flops))
+        read = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
+        return replace(cost, fit_tokens=read.fit_tokens, fit_flops=read.fit_flops, fit_seconds=read.fit_seconds)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
         pool, vectors, encoder = data.train, None, ""
         if self.encoders:
-            texts = [artifact.prompt.question(example.inputs) for example in pool]
-            encoder = self.encoder
-            vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
+            encoder, texts = self.encoder, texts_of(artifact, pool)
+            vectors = vectors_of(artifact, encoder, texts, data.known, progress=progress)
         shown = Demonstrations(
             self.selection, self.k, pool, vectors, encoder, self.token_budget, self.diversity, self.seed
         )
@@ -152,19 +148,18 @@ class DemonstrationEnsemble(Rung):
         )
         if not self.encoders:
             return cost
-        flops = FORWARD * resolve(self.encoder).parameters * s.question * len(data.train)
+        read = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
         return replace(
-            cost, fit_tokens=cost.fit_tokens + round(s.question * len(data.train)), fit_flops=cost.fit_flops + flops,
-            fit_seconds=cost.fit_seconds + machine.inference_seconds(flops),
+            cost, fit_tokens=cost.fit_tokens + read.fit_tokens, fit_flops=cost.fit_flops + read.fit_flops,
+            fit_seconds=cost.fit_seconds + read.fit_seconds,
         )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Add the sets of demonstrations, and calibrate their average."""
         vectors, encoder = None, ""
         if self.encoders:
-            texts = [artifact.prompt.question(example.inputs) for example in data.train]
-            encoder = self.encoder
-            vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
+            encoder, texts = self.encoder, texts_of(artifact, data.train)
+            vectors = vectors_of(artifact, encoder, texts, data.known, progress=progress)
         shown = Demonstrations(
             self.rows, self.k, data.train, vectors, encoder, seed=self.seed, sets=self.sets
         )  # fmt: skip

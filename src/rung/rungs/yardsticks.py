@@ -25,7 +25,7 @@ from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
 from rung.rungs.costs import encoder_cost, lexical_cost, sizes
-from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_missing, texts_of, vectors_of
+from rung.rungs.features import answering_alone, head_key, lexicon_of, rows_read, sklearn_missing, texts_of, vectors_of
 from rung.rungs.linear import row_weights, train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
@@ -147,7 +147,7 @@ class NearestRow(Yardstick):
         """One reading of the training rows."""
         if self.encoder is None:
             return lexical_cost(artifact, data, machine)
-        return encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+        return encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=rows_read(data))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the table."""
@@ -156,7 +156,8 @@ class NearestRow(Yardstick):
             lexicon = lexicon_of(texts)
             decoder = CopiedRow(None, outputs, lexicon.features(texts), lexicon)
         else:
-            decoder = CopiedRow(self.encoder, outputs, vectors_of(artifact, self.encoder, texts, progress=progress))
+            vectors = vectors_of(artifact, self.encoder, texts, data.known, progress=progress)
+            decoder = CopiedRow(self.encoder, outputs, vectors)
         settings = {"encoder": self.encoder, "rows": len(outputs)}
         return answering_alone(artifact, self.name, settings, decoder)
 
@@ -195,7 +196,7 @@ class NumberRidge(Yardstick):
         lexical = lexical_cost(artifact, data, machine, heads=1)
         if self.encoder is None:
             return lexical
-        cost = encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+        cost = encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=rows_read(data))
         return replace(cost, fit_seconds=cost.fit_seconds + lexical.fit_seconds)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -204,7 +205,7 @@ class NumberRidge(Yardstick):
         lexicon = lexicon_of(texts)
         blocks = lexicon.blocks(texts)
         if self.encoder is not None:
-            blocks = [vectors_of(artifact, self.encoder, texts, progress=progress), *blocks]
+            blocks = [vectors_of(artifact, self.encoder, texts, data.known, progress=progress), *blocks]
         weight, intercept, penalty = train_number(blocks, numbers, row_weights(data.train))
         whole = all(number.is_integer() for number in numbers)
         head = NumberHead(self.encoder, weight, intercept, min(numbers), max(numbers), whole, lexicon)
