@@ -49,6 +49,9 @@ def test_the_lexicon_is_scikit_learns(data):
     lexicon = Lexicon.fit(texts)
     queries = [row.inputs["text"] for row in data.test]
     np.testing.assert_array_equal(lexicon.features(queries).toarray(), plain.transform(queries).toarray())
+    limited, blocks = Lexicon.fit_with_blocks(texts, most_terms=300)
+    for own, again in zip(blocks, limited.blocks(texts), strict=True):
+        np.testing.assert_allclose(own.toarray(), again.toarray(), rtol=1e-12)
 
 
 def test_the_tfidf_head_gives_the_probabilities_of_scikit_learns_pipeline(zero, data):

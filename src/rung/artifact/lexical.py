@@ -51,16 +51,23 @@ class Lexicon:
     @classmethod
     def fit(cls, texts: Sequence[str], *, most_terms: int = MOST_TERMS, blocks: Sequence[str] = tuple(BLOCKS)) -> Self:
         """Collect the terms of the texts."""
-        terms, idf = dict[str, tuple[str, ...]](), dict[str, Floats]()
+        return cls.fit_with_blocks(texts, most_terms=most_terms, blocks=blocks)[0]
+
+    @classmethod
+    def fit_with_blocks(
+        cls, texts: Sequence[str], *, most_terms: int = MOST_TERMS, blocks: Sequence[str] = tuple(BLOCKS)
+    ) -> tuple[Self, list[Any]]:
+        """Collect the terms of the texts, and compute their TF-IDF; counting terms takes the time, so they are once."""
+        terms, idf, matrices = dict[str, tuple[str, ...]](), dict[str, Floats](), list[Any]()
         for block in blocks:
             fitted = vectorizer(block, max_features=most_terms)
             try:
-                fitted.fit(texts)
+                matrices.append(fitted.fit_transform(texts))
             except ValueError:  # not one word in the texts
                 continue
             terms[block] = tuple(fitted.get_feature_names_out().tolist())
             idf[block] = fitted.idf_
-        return cls(terms, idf)
+        return cls(terms, idf), matrices
 
     @cached_property
     def _vectorizers(self) -> list[Any]:
@@ -76,10 +83,7 @@ class Lexicon:
 
     def features(self, texts: Sequence[str]) -> Any:
         """Compute the TF-IDF of texts, a sparse matrix of the shape [texts, terms of all blocks]."""
-        from scipy.sparse import csr_matrix, hstack
-
-        blocks = self.blocks(texts)
-        return hstack(blocks, format="csr") if blocks else csr_matrix((len(texts), 0))
+        return side_by_side(self.blocks(texts), len(texts))
 
     def save(self, writer: ArtifactWriter) -> None:
         """Write the terms as a file of JSON, and the IDF as arrays."""
@@ -107,6 +111,13 @@ class Lexicon:
             {name: tuple(own) for name, own in terms.items()},
             {name: array for name, array in idf.items() if name in terms and array is not None},
         )
+
+
+def side_by_side(blocks: Sequence[Any], rows: int) -> Any:
+    """Join the sparse matrices of blocks to one of all their columns."""
+    from scipy.sparse import csr_matrix, hstack
+
+    return hstack(blocks, format="csr") if blocks else csr_matrix((rows, 0))
 
 
 def lexical_flops(artifact: Composition, rows: Sequence[Example], outputs: int) -> float:

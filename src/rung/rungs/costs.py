@@ -102,7 +102,7 @@ def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, heads: int
     fitted = len(data.train)
     rotation = 10 * min(fitted, ROTATED) ** 3  # the eigenvectors of the rows' inner products
     heads_flops = FITS * 4 * heads * fitted * min(fitted, ROTATED)
-    flops_of_fit = 2 * fitted * flops + (rotation + heads_flops if heads else 0)
+    flops_of_fit = fitted * flops + (rotation + heads_flops if heads else 0)
     return Cost(
         fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=FITTING + machine.inference_seconds(flops_of_fit),
         row_tokens=0, row_flops=flops, row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES,

@@ -111,9 +111,9 @@ class Features(Rung):
             texts = texts_of(artifact, rows)
         else:
             texts, truth = labelled_texts(artifact, rows, labels, names=self.label_names)
-        lexicon = lexicon_of(texts) if self.tfidf else None
+        lexicon, terms = lexicon_of(texts) if self.tfidf else (None, [])
         blocks = [] if encoder is None else [vectors_of(artifact, encoder, texts, data.known, progress=progress)]
-        blocks += [] if lexicon is None else lexicon.blocks(texts)
+        blocks += terms
         settings: dict[str, Any] = {
             "encoder": artifact.model if encoder == "" else encoder, "tfidf": self.tfidf, "rows": len(rows),
             "label_names": self.label_names, **(read_in_windows(encoder, texts) if encoder else {}),
@@ -162,9 +162,9 @@ def answering_alone(artifact: Artifact, name: str, settings: dict[str, Any], dec
     return artifact.step(name, settings, decoder=decoder, demonstrations=None, retriever=None, weights=BASE)
 
 
-def lexicon_of(texts: Sequence[str]) -> Lexicon:
-    """Collect the terms of the training texts; fewer where there are many rows."""
-    return Lexicon.fit(texts, most_terms=MOST_TERMS if len(texts) <= ROTATED else FEWER_TERMS)
+def lexicon_of(texts: Sequence[str]) -> tuple[Lexicon, list[Any]]:
+    """Collect the terms of the training texts, fewer where there are many rows; and compute the texts' TF-IDF."""
+    return Lexicon.fit_with_blocks(texts, most_terms=MOST_TERMS if len(texts) <= ROTATED else FEWER_TERMS)
 
 
 def vectors_of(

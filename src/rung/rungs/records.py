@@ -118,8 +118,7 @@ class RecordFields(Yardstick):
         lexicon: Lexicon | None = None
         made, heads = list[RecordField](), dict[int, tuple[Floats, Floats]]()
         if any(field.how in ("head", "labels") for field in fields):
-            lexicon = lexicon_of(texts)
-            blocks = lexicon.blocks(texts)
+            lexicon, blocks = lexicon_of(texts)
         values_of = [dict(leaves(record)) for record in records]
         for number, field in enumerate(fields):
             own = [values.get(field.path) for values in values_of]

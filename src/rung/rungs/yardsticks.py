@@ -16,6 +16,7 @@ import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import listed
+from rung.artifact.lexical import side_by_side
 from rung.artifact.yardsticks import ConstantAnswer, CopiedRow, NumberHead
 from rung.data.rows import Data, labels_of
 from rung.data.texts import number_text
@@ -153,8 +154,8 @@ class NearestRow(Yardstick):
         """Take the training rows as the table."""
         texts, outputs = texts_of(artifact, data.train), tuple(example.outputs[0] for example in data.train)
         if self.encoder is None:
-            lexicon = lexicon_of(texts)
-            decoder = CopiedRow(None, outputs, lexicon.features(texts), lexicon)
+            lexicon, terms = lexicon_of(texts)
+            decoder = CopiedRow(None, outputs, side_by_side(terms, len(texts)), lexicon)
         else:
             vectors = vectors_of(artifact, self.encoder, texts, data.known, progress=progress)
             decoder = CopiedRow(self.encoder, outputs, vectors)
@@ -202,8 +203,7 @@ class NumberRidge(Yardstick):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Replace the decoder by a linear model of the number."""
         texts, numbers = texts_of(artifact, data.train), [float(example.outputs[0]) for example in data.train]
-        lexicon = lexicon_of(texts)
-        blocks = lexicon.blocks(texts)
+        lexicon, blocks = lexicon_of(texts)
         if self.encoder is not None:
             blocks = [vectors_of(artifact, self.encoder, texts, data.known, progress=progress), *blocks]
         weight, intercept, penalty = train_number(blocks, numbers, row_weights(data.train))
