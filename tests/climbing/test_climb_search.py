@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from planted import Planted, examples
 from rung.climbing import choice
 from rung.climbing import run as run_module
+from rung.climbing.budget import Limits
 from rung.climbing.store import RunStore
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
@@ -60,6 +62,16 @@ def test_yardsticks_are_measured_though_the_start_took_long_and_nothing_is_expec
     chosen = [entry["name"] for entry in RunStore(done.folder).all_noted("chosen")]
     assert chosen[:2] == ["yard", "zero-shot"]  # "long" takes more than a sliver of what is left
     assert by_name(done)["yard"].score is not None
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(None, 165.0), (60.0, 45.0), (480.0, 45.0), (900.0, 85.0)])
+def test_a_base_goes_before_what_takes_longer_than_the_few_rows_that_it_can_afford(budget, seconds):
+    """Without its rows nothing is proven; an arm of two minutes once went first, as eight of its rows took longer."""
+    state: Any = SimpleNamespace(
+        budget=SimpleNamespace(limits=Limits(budget, None)), search=range(240), row_seconds=lambda arm: 20.0,
+        opening=lambda artifact: 5.0, some=lambda arm: None,
+    )  # fmt: skip
+    assert choice.first_look(state, ["zero-shot"]) == seconds
 
 
 def test_a_download_is_not_part_of_the_budget(stage, monkeypatch):

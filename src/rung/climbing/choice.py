@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
-from rung.climbing.arms import Arm, ClimbState, Left
+from rung.climbing.arms import FIRST_ROWS, Arm, ClimbState, Left
 from rung.climbing.budget import duration_text
 from rung.climbing.worth import Belief, Promise, score_belief
 from rung.data.rows import Data
@@ -24,6 +24,7 @@ FIRST = 8  # rows of the first look at a race
 FEW = 3 * FIRST  # rows that a race is expected to take where the arm is not the better choice
 CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's first look, goes before the bases
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
+DEAR = 0.1  # share of the budget that the rows of a base may take before the rungs: 16 of them, at least 2
 SLIVER = 0.1  # of the time left that a yardstick's first look may take to go before all, whatever it promises
 
 
@@ -156,7 +157,18 @@ def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:
     """The seconds that the first look at the next base is expected to take."""
-    return sum(state.opening(state.some(arm)) + FIRST * state.row_seconds(arm) for arm in waiting[:1])
+    if not waiting:
+        return 0.0
+    rows = min(FIRST, affordable(state, waiting[0]))
+    return state.opening(state.some(waiting[0])) + rows * state.row_seconds(waiting[0])
+
+
+def affordable(state: ClimbState, base: Arm) -> int:
+    """How many rows a base answers before the rungs: 16, or fewer where these take a large part of the budget."""
+    whole, most = state.budget.limits.seconds, min(2 * FIRST, len(state.search))
+    if whole is None:
+        return most
+    return max(min(FIRST_ROWS, most), min(most, int(DEAR * whole / max(state.row_seconds(base), 1e-9))))
 
 
 def is_measure(state: ClimbState, line: Prospect) -> bool:

@@ -12,14 +12,23 @@ from __future__ import annotations
 from rung.artifact.artifact import Artifact
 from rung.climbing.arms import FIRST_ROWS, Arm, ClimbState, FitFailed, Left, raise_failed
 from rung.climbing.budget import NO_LIMITS, TimeUp, duration_text
-from rung.climbing.choice import FIRST, Prospect, looks, next_arm, order_ahead, prospects, put_off, with_next
+from rung.climbing.choice import (
+    FIRST,
+    Prospect,
+    affordable,
+    looks,
+    next_arm,
+    order_ahead,
+    prospects,
+    put_off,
+    with_next,
+)
 from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
 
 RESERVED = 0.4  # share of the budget that may be kept for confirming, at most; a quarter of it while nothing leads
 LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
-DEAR = 0.1  # share of the budget that the rows of a base may take before the rungs: 16 of them, at least 2
 PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
 OVERRAN = "it took longer than expected, and the budget was left to others"
 SURE = 0.95  # probability that another model is better than the first, from which the ramp starts from it
@@ -139,7 +148,9 @@ def _race(state: ClimbState, arm: Arm) -> None:
         return
     steps, enough = looks(len(state.search), whole=state.whole), len(state.search)
     if arm.rung is None and not state.whole:
-        enough = _affordable(state, arm)
+        if state.budget.limits.seconds is not None:
+            state.scores(arm, state.search, min(FIRST_ROWS, enough))  # its speed is measured
+        enough = affordable(state, arm)
         steps = (enough, *steps) if enough < FIRST else steps
     for until, later in with_next(steps):
         leader = state.arms[state.leader]
@@ -152,15 +163,6 @@ def _race(state: ClimbState, arm: Arm) -> None:
         if arm.dropped or leader.dropped or (later > enough and prospects(state)):
             break  # a base is compared again with what leads later; its rows are dear
     _lead(state, arm)
-
-
-def _affordable(state: ClimbState, base: Arm) -> int:
-    """How many rows a base answers before the rungs: 16, or fewer where these take a large part of the budget."""
-    whole, most = state.budget.limits.seconds, min(2 * FIRST, len(state.search))
-    if whole is None:
-        return most
-    state.scores(base, state.search, min(FIRST_ROWS, most))
-    return max(min(FIRST_ROWS, most), min(most, int(DEAR * whole / max(state.row_seconds(base), 1e-9))))
 
 
 def _drop(state: ClimbState, until: int) -> None:
