@@ -149,7 +149,7 @@ class Rung(ABC):
     opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
     with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences
     variant_of: ClassVar[str] = ""  # the name of the rung that this is with another setting; see `variants`
-    refits: ClassVar[bool] = False  # whether a climb confirms what is made from training and validation rows; if quick
+    refits: ClassVar[bool] = False  # whether a climb confirms what is made from training and validation rows
     learns: ClassVar[bool] = True  # whether `fit` reads the rows of the task; if not, one artifact serves all folds
 
     @property
