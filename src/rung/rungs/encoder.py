@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TRAINED_BYTES = 16  # a parameter, its gradient and AdamW's two moments
 
 
-@rung("fine-tuned-encoder", family="full", order=520, default=True, topics=("single label",))
+@rung("fine-tuned-encoder", family="full", order=520, topics=("single label",))
 @dataclass(frozen=True, kw_only=True)
 class FineTunedEncoder(Rung):
     """Train every weight of a sentence encoder, and a linear head on its vectors.
