@@ -64,6 +64,19 @@ def test_yardsticks_are_measured_though_the_start_took_long_and_nothing_is_expec
     assert by_name(done)["yard"].score is not None
 
 
+def test_where_the_budget_ends_the_rows_their_whole_is_tested(stage):
+    """Bets keep a part for rows that do not come: 11 of them did not prove a gain of more than 50 points."""
+    play = stage(
+        Planted("head", 0.95, row=0.001, takes=1.0), Planted("minutes", 0.95, row=0.5, takes=100.0), zero=0.3,
+        zero_row=20.0,
+    )  # fmt: skip
+    done = play.climb(480.0, rungs=("head", "minutes"))
+    assert len(play.rows("zero-shot", "test")) < 16
+    assert done.result.recommended == "head"
+    assert "better" in {c.outcome for c in done.result.comparisons if c.b == "head"}
+    assert RunStore(done.folder).noted("confirmed", ended=True) is not None
+
+
 @pytest.mark.parametrize(("budget", "seconds"), [(None, 165.0), (60.0, 45.0), (480.0, 45.0), (900.0, 85.0)])
 def test_a_base_goes_before_what_takes_longer_than_the_few_rows_that_it_can_afford(budget, seconds):
     """Without its rows nothing is proven; an arm of two minutes once went first, as eight of its rows took longer."""

@@ -172,6 +172,35 @@ def test_the_level_holds_if_confirmation_stops_at_the_first_success():
     assert wrong / runs <= above(0.05, runs)
 
 
+def test_the_level_holds_if_the_budget_ends_the_rows_twice():
+    """Each time at rows that no score chose; the bets looked at the rows before."""
+    runs, generator, wrong = 400, np.random.default_rng(12), 0
+    for _ in range(runs):
+        matrix = draw(generator, [0.7] * 3, 120)
+        first, second = sorted(generator.choice(np.arange(12, 120), 2, replace=False))
+        for until, endings in ((first, 0), (second, 1), (120, 2)):
+            scores, costs = named(matrix[:, :until], [1] * 3)
+            found = decide(
+                scores, costs, "0", looked=True, complete=scores if until == 120 else (), ended=until < 120,
+                endings=endings, seed=0,
+            )  # fmt: skip
+            if any(v.passed for v in found.verdicts.values()):
+                wrong += 1
+                break
+    assert 0 < wrong / runs <= above(0.05, runs)
+
+
+def test_the_budgets_end_proves_what_bets_would_not():
+    scores = {"a": [0.0] * 11 + [1.0] * 13, "b": [1.0] * 23 + [0.0]}
+    looked = [
+        decide(scores, {"a": 1, "b": 2}, "a", looked=True, seed=0, **more).verdicts["b"]
+        for more in ({}, {"ended": True}, {"ended": True, "endings": 1})
+    ]
+    midp = (1 + 0.5 * 12) / 2**12  # of 11 rows fixed and one broken
+    assert [v.p for v in looked[1:]] == pytest.approx([midp / 0.4, midp / 0.2])
+    assert looked[1].p < looked[2].p < looked[0].p
+
+
 def test_a_cheaper_arm_that_is_worse_by_the_margin_passes_in_at_most_5_percent():
     runs, generator, passed = 250, np.random.default_rng(10), 0
     for _ in range(runs):

@@ -123,13 +123,13 @@ def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> floa
 def conclude(state: ClimbState) -> ClimbResult:
     """Decide by what was measured, make what is recommended from all training rows, and collect the records."""
     blocked = _over_limits(state) | _own_rewards(state)
-    found = weigh(state, blocked)
+    found = weigh(state, blocked, last=True)
     best = found.recommended if found is not None else state.incumbent
     if found is not None and best != state.incumbent:
         with state.budget.stage():
             state.budget.check()
             narrow(state, best)
-        found = weigh(state, blocked)
+        found = weigh(state, blocked, last=True)
         assert found is not None
         best = found.recommended
     best, unmade = _refitted(state, best)
@@ -144,7 +144,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     ]  # fmt: skip
     confidence, unsure = _fit_confidence(state, best)
     results += [_left(state, name, left) for name, left in state.left.items() if name not in state.arms]
-    state.store.note("confirmed", recommended=best)
+    state.store.note("confirmed", recommended=best, ended=state.budget.limited)
     state.store.drop_folds()
     remarks = [
         f"{name}: {count} of {len(rows)} rows: {note}"

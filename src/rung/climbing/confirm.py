@@ -24,10 +24,10 @@ FEW_SECONDS = 15.0  # rows that take no longer are all answered
 TYPICAL = 40  # rows of the incumbent that a confirmation is expected to take
 
 
-def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decision | None:
+def weigh(state: ClimbState, without: Mapping[str, str] | None = None, *, last: bool = False) -> Decision | None:
     """Decide by the rows answered so far; None while the incumbent has answered none.
 
-    Arms in `without` are not to be recommended, whatever their score.
+    Arms in `without` are not to be recommended, whatever their score. `last` says that no rows follow.
     """
     scores = confirmed(state)
     if state.incumbent not in scores:
@@ -38,7 +38,9 @@ def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decisi
     found = decide(
         allowed, {name: state.cost(state.arms[name]) for name in allowed}, state.incumbent,
         earlier=earlier(state, allowed), within=state.margin, binary=state.scoring.binary, looked=not state.whole,
-        bounded=not state.whole, complete=complete, level=state.level, seed=state.options.seed,
+        bounded=not state.whole, complete=complete, ended=last and state.budget.limited,
+        endings=sum(entry["ended"] for entry in state.store.all_noted("confirmed")), level=state.level,
+        seed=state.options.seed,
     )  # fmt: skip
     return found if not state.whole else replace(found, verdicts={
         name: _counted(state, name, verdict) for name, verdict in found.verdicts.items()

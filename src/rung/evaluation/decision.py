@@ -15,7 +15,10 @@ are pure functions of scores in [0, 1], paired by row. docs/decision.md explains
   weights of the rows, so the comparison is paired.
 * Rows may be *looked* at while they are answered. Then the test is a union of two: bets against the incumbent row by
   row, valid at every look (`rung.evaluation.racing`), spend a fifth of the level, and the test on all planned rows
-  spends the rest. An arm that stopped before the last planned row has only the bets.
+  spends the rest. Where the budget ends the rows, and no score does, half of that rest is spent on the rows so far: a
+  climb that goes on has the other half (an error-spending rule whose looks do not depend on the results: Lan & DeMets,
+  Discrete sequential boundaries for clinical trials, Biometrika 70, 1983). Any other arm that stopped before the last
+  planned row has only the bets.
 """
 
 from __future__ import annotations
@@ -82,8 +85,8 @@ class Decision:
 def decide(
     scores: Mapping[str, Sequence[float]], costs: Mapping[str, float], incumbent: str, *,
     earlier: Mapping[str, Sequence[float]] | None = None, within: float = 0.01, margin: float | None = None,
-    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), level: float = LEVEL,
-    bounded: bool = True, seed: int,
+    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), ended: bool = False,
+    endings: int = 0, level: float = LEVEL, bounded: bool = True, seed: int,
 ) -> Decision:  # fmt: skip
     """Decide which arm to recommend.
 
@@ -93,7 +96,8 @@ def decide(
     `costs` are in any unit. `within` is the expected regret that a lower cost may have; `margin`, twice that by
     default, is the loss that a cheaper arm must rule out. `binary` says whether the metric gives only 0 and 1; None
     decides by the scores. `looked` says that the rows were looked at before they were all answered; then `complete`
-    names the arms that answered all planned rows. `level` is that of the gate. Scores that are not `bounded` may leave
+    names the arms that answered all planned rows. `ended` says that the budget ended the rows of the others; it did so
+    `endings` times before. `level` is that of the gate. Scores that are not `bounded` may leave
     [0, 1], as those of a statistic of the whole set do; bets cannot look at them.
 
     Example:
@@ -111,8 +115,10 @@ def decide(
     rows = {name: _checked(name, s, exact, bounded=bounded) for name, s in scores.items()}
     if incumbent not in rows or not len(rows[incumbent]) or set(costs) < set(rows):
         raise ValueError(f"need scores of {incumbent} and the cost of every arm")
+    left = (1 - BETS) / 2**endings
+    shares = {name: left if name in complete else left / 2 if ended else 0.0 for name in rows}
     pairs = {
-        name: _Pair.of(rows[incumbent], own, exact=exact, looked=looked, complete=name in complete, seed=seed)
+        name: _Pair.of(rows[incumbent], own, exact=exact, looked=looked, share=shares[name], seed=seed)
         for name, own in rows.items()
         if name != incumbent
     }
@@ -215,17 +221,17 @@ class _Pair:
     difference: Array
     exact: bool
     looked: bool
-    complete: bool
+    share: float  # of the level, for the test on all these rows, where they were looked at; 0 for none
     means: Array  # of subsets of the differences; empty where they are not needed
 
     @classmethod
-    def of(cls, incumbent: Array, arm: Array, *, exact: bool, looked: bool, complete: bool, seed: int) -> _Pair:
+    def of(cls, incumbent: Array, arm: Array, *, exact: bool, looked: bool, share: float, seed: int) -> _Pair:
         difference = _difference(incumbent, arm)
-        flips = len(difference) and not exact and (complete or not looked)
-        return cls(difference, exact, looked, complete, subset_means(difference, seed=seed) if flips else _NONE)
+        flips = len(difference) and not exact and (share > 0 or not looked)
+        return cls(difference, exact, looked, share, subset_means(difference, seed=seed) if flips else _NONE)
 
     def mirrored(self) -> _Pair:
-        return _Pair(-self.difference, self.exact, self.looked, self.complete, -self.means[::-1])
+        return _Pair(-self.difference, self.exact, self.looked, self.share, -self.means[::-1])
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -239,7 +245,7 @@ class _Pair:
             return self._p_of_all()
         capital = (sign_capital if self.exact else betting_capital)(self.difference)
         p = math.exp(-max(0.0, float(capital.max()))) / BETS
-        return min(1.0, p, self._p_of_all() / (1 - BETS) if self.complete else 1.0)
+        return min(1.0, p, self._p_of_all() / self.share if self.share else 1.0)
 
     def _p_of_all(self) -> float:
         if self.exact:
@@ -253,7 +259,7 @@ class _Pair:
         if not self.looked:
             return self._low_of_all(alpha)
         low = bounded_below(self.difference, alpha * BETS, exact=self.exact, precision=5e-4)
-        return max(low, self._low_of_all(alpha * (1 - BETS))) if self.complete else low
+        return max(low, self._low_of_all(alpha * self.share)) if self.share else low
 
     def _low_of_all(self, alpha: float) -> float:
         if self.exact:
@@ -264,7 +270,7 @@ class _Pair:
     @property
     def method(self) -> str:
         test = "mcnemar-midp" if self.exact else "sign-flip"
-        return test if not self.looked else f"{test}, betting" if self.complete else "betting"
+        return test if not self.looked else f"{test}, betting" if self.share else "betting"
 
 
 def level_of(number: int) -> float:
