@@ -72,7 +72,7 @@ class Budget:
 
     At every report of progress it looks at what is left, and raises TimeUp in whatever runs once nothing is. Seconds
     count from the climb's start, loading and indexing included, and those of an interrupted climb's earlier processes.
-    Downloads and exports of models, which a machine needs once, do not count.
+    Downloads of models and exports of encoders, which a machine needs once, do not count.
     """
 
     def __init__(self, progress: Progress, limits: Limits = NO_LIMITS) -> None:
