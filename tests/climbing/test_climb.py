@@ -37,10 +37,10 @@ RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
 @pytest.fixture(scope="session")
 def small_task_file(small_task_file):
-    """The small task with little LoRA, one epoch of four rows a label: what is tested here is the climb."""
+    """The small task with little LoRA, one epoch of four rows a label, and two examples: the climb is tested here."""
     file = small_task_file.with_name("little.yaml")
     few = small_task_file.read_text().replace("test: test.csv}", "test: test.csv, train_per_label: 4}")
-    file.write_text(few + "rungs: {lora: {epochs: 1}}\n")
+    file.write_text(few + "rungs: {lora: {epochs: 1}, few-shot-knn: {k: 2}}\n")
     return file
 
 
