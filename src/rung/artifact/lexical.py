@@ -57,7 +57,7 @@ class Lexicon:
     def fit_with_blocks(
         cls, texts: Sequence[str], *, most_terms: int = MOST_TERMS, blocks: Sequence[str] = tuple(BLOCKS)
     ) -> tuple[Self, list[Any]]:
-        """Collect the terms of the texts, and compute their TF-IDF; counting terms takes the time, so they are once."""
+        """Collect the terms of the texts, and compute their TF-IDF. Terms, which take the time, are counted once."""
         terms, idf, matrices = dict[str, tuple[str, ...]](), dict[str, Floats](), list[Any]()
         for block in blocks:
             fitted = vectorizer(block, max_features=most_terms)

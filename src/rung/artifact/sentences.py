@@ -92,7 +92,7 @@ class SentenceDecoder(Promptless):
         del full  # there are no labels
         retriever = artifact.retriever
         assert retriever is not None
-        open_encoder(self.encoder, progress=progress)
+        open_encoder(self.encoder, progress=progress)  # loading it is not part of the rows' time
         start = time.perf_counter()
         queries = [artifact.prompt.query(example.inputs) for example in examples]
         if passages is None:

@@ -44,7 +44,7 @@ FRAME_KEYS = (
     "artifact",
 )  # fmt: skip
 ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
-CHOOSING_SHARE = 0.5  # of the budget that choosing an engine may take, once on a machine: it may write 3 times as fast
+CHOOSING_SHARE = 0.5  # of the budget that choosing an engine may take, once on a machine: it writes twice as fast
 LAYOUT = 3  # of run folders; the climb of an older one starts anew
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
