@@ -14,7 +14,7 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist 
 .PHONY: quickstart test test-all models check docs bench bench-tuning lock sbom clean
 
 quickstart: $(VENV)/.local
-	$(BIN)/rung climb examples/banking77/task.yaml --budget 5m --resume
+	$(BIN)/rung climb examples/banking77/task.yaml --budget 3m --resume
 
 test: $(VENV)/.dev models
 	$(PYTEST) -m "not slow"
