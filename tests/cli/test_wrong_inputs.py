@@ -221,7 +221,7 @@ def test_a_judge_that_answers_nonsense_is_an_error_with_its_words(
     task = Task.load(task_file(tmp_path, "text,label\n" + rows, "output: {column: label, kind: text}", more=metric))
     engine = Speaker(lambda r: "As a language model I like both.")
     open_judge.cache_clear()
-    monkeypatch.setattr(opening, "open_engine", lambda model: engine)
+    monkeypatch.setattr(opening, "open_engine", lambda model, *_: engine)
     with pytest.raises(EngineError, match="As a language model") as caught:
         evaluate(Artifact.zero_shot(task).with_engine(engine), task.read().train, "test")  # type: ignore[arg-type]
     open_judge.cache_clear()

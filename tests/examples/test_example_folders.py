@@ -137,7 +137,7 @@ def test_two_rows_are_answered_and_scored(folder: Path, monkeypatch: pytest.Monk
     rows = data.test[:2]
     right, wrong = Parrot(turns(task, answers_of(rows))), Parrot(turns(task, ["~", "~"]))
     open_judge.cache_clear()
-    monkeypatch.setattr(opening, "open_engine", lambda model: right)
+    monkeypatch.setattr(opening, "open_engine", lambda model, *_: right)
     zero = Artifact.zero_shot(task, data.labels)
     found = evaluate(zero.with_engine(right), rows, "test", folder=task.folder)  # type: ignore[arg-type]
     lost = evaluate(zero.with_engine(wrong), rows, "test", folder=task.folder)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_every_query_of_text_to_sql_runs_and_returns_rows() -> None:
 
 def test_the_judge_s_agreement_with_people_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     open_judge.cache_clear()
-    monkeypatch.setattr(opening, "open_engine", lambda model: Parrot())
+    monkeypatch.setattr(opening, "open_engine", lambda model, *_: Parrot())
     folder = EXAMPLES / "pandalm"
     ran = CliRunner().invoke(app, ["judge", str(folder / "task.yaml"), str(folder / "human.jsonl"), "--json"])
     open_judge.cache_clear()

@@ -93,7 +93,7 @@ def test_answers_are_quoted() -> None:
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Any]:
     def make(say: Callable[[str], str]) -> Any:
         open_judge.cache_clear()
-        monkeypatch.setattr(opening, "open_engine", lambda model: speaker(say))
+        monkeypatch.setattr(opening, "open_engine", lambda model, *_: speaker(say))
         return get_metric("judge", None, {"model": "some/judge"})
 
     yield make
@@ -184,3 +184,13 @@ def test_the_command_compares_the_answers_of_two_rungs(tmp_path: Any, monkeypatc
     assert "dpo wins 50.0 % [" in judged("--model", "some/judge").stdout
     assert "not a judge" in str(judged().exception)
     assert "no rows that both" in str(judged("--model", "some/judge", "--over", "dpo").exception)
+
+
+def test_a_judge_on_this_machine_asks_for_no_measurement_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str]] = []
+    monkeypatch.setattr(opening, "open_engine", lambda model, engine: opened.append((model, engine)))
+    open_judge.cache_clear()
+    for model in ("embedded", "http://127.0.0.1:1/v1#judge"):
+        open_judge(model, "Shorter is better.")
+    open_judge.cache_clear()
+    assert opened == [("embedded", "torch"), ("http://127.0.0.1:1/v1#judge", "auto")]

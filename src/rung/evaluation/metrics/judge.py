@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from rung.evaluation.metrics.base import Case, Metric, RowScore, some
 from rung.evaluation.metrics.labels import cohens_kappa
 from rung.evaluation.statistics import mean_interval
 from rung.models.messages import Messages
+from rung.models.reference import is_endpoint
 
 MAX_CHOICE_TOKENS = 4
 
@@ -292,7 +294,12 @@ def read_pairs(file: Path, inputs: Sequence[str]) -> tuple[list[AnswerPair], lis
 
 @functools.lru_cache(maxsize=4)
 def open_judge(model: str, rubric: str) -> PairwiseJudge:
-    """Open the judge that runs `model`."""
+    """Open the judge that runs `model`.
+
+    On this machine torch runs it where it is installed: a verdict is a word, so nothing is gained by measuring which
+    engine writes faster, which would take a minute of a climb.
+    """
     from rung.engines.opening import open_engine
 
-    return PairwiseJudge(open_engine(model), rubric)
+    here = not is_endpoint(model) and find_spec("torch") is not None
+    return PairwiseJudge(open_engine(model, "torch" if here else "auto"), rubric)
