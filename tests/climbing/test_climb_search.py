@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from planted import Planted, examples
+from rung.climbing import arms as arms_module
 from rung.climbing import choice
 from rung.climbing import run as run_module
 from rung.climbing.budget import Limits
@@ -75,6 +76,21 @@ def test_where_the_budget_ends_the_rows_their_whole_is_tested(stage):
     assert done.result.recommended == "head"
     assert "better" in {c.outcome for c in done.result.comparisons if c.b == "head"}
     assert RunStore(done.folder).noted("confirmed", ended=True) is not None
+
+
+def test_the_verdicts_of_a_model_count_in_the_time_that_rows_take(stage, monkeypatch):
+    """They once ran on in batches of eight rows, of which the answers alone took no time."""
+    metric_of, play = arms_module.metric_of, stage(HEAD, zero_row=0.001)
+    plain = play.evaluate
+
+    def judged(artifact: Any, rows: Any, *more: Any, **options: Any) -> Any:
+        play.clock += 3.0 * len(rows)
+        return plain(artifact, rows, *more, **options)
+
+    monkeypatch.setattr(arms_module, "metric_of", lambda *args: replace(metric_of(*args), name="judge"))
+    monkeypatch.setattr(arms_module, "evaluate", judged)
+    play.climb(20.0)
+    assert play.clock <= 25
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [(None, 165.0), (60.0, 45.0), (480.0, 45.0), (900.0, 85.0)])
