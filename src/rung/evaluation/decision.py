@@ -15,10 +15,10 @@ are pure functions of scores in [0, 1], paired by row. docs/decision.md explains
   weights of the rows, so the comparison is paired.
 * Rows may be *looked* at while they are answered. Then the test is a union of two: bets against the incumbent row by
   row, valid at every look (`rung.evaluation.racing`), spend a fifth of the level, and the test on all planned rows
-  spends the rest. Where the budget ends the rows, and no score does, half of that rest is spent on the rows so far: a
-  climb that goes on has the other half (an error-spending rule whose looks do not depend on the results: Lan & DeMets,
-  Discrete sequential boundaries for clinical trials, Biometrika 70, 1983). Any other arm that stopped before the last
-  planned row has only the bets.
+  spends the rest. A budget ends the rows whatever their scores are. Then half of that rest is spent on the rows so
+  far, and a climb that goes on has the other half (an error-spending rule whose looks do not depend on the results:
+  Lan & DeMets, Discrete sequential boundaries for clinical trials, Biometrika 70, 1983). Any other arm that stopped
+  before the last planned row has only the bets.
 """
 
 from __future__ import annotations
