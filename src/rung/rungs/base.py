@@ -105,6 +105,13 @@ class Cost:
     memory_bytes: int
     written_tokens: float = 0.0
 
+    def after(self, first: Cost) -> Cost:
+        """The same where the fit of another comes first."""
+        return replace(
+            self, fit_tokens=self.fit_tokens + first.fit_tokens, fit_flops=self.fit_flops + first.fit_flops,
+            fit_seconds=self.fit_seconds + first.fit_seconds,
+        )  # fmt: skip
+
 
 def training_rows(artifact: Artifact, rows: Any) -> Data:
     """Read rows to train on for the task of an artifact: all of them are training rows.

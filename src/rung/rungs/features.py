@@ -10,8 +10,9 @@ which is the metric of such tasks. The first finds rare labels; the second leave
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,7 +36,7 @@ from rung.rungs.linear import ROTATED, row_weights, train_head, train_label_head
 
 FEWER_TERMS = 30_000  # of each block where there are so many rows that the head is fitted on the terms themselves
 REMEMBERED = 2  # sets of training texts whose vectors are kept in memory
-_VECTORS: dict[tuple[object, ...], Floats] = {}
+_VECTORS: dict[tuple[tuple[object, ...], tuple[str, ...]], Floats] = {}  # by what reads, and the texts in their order
 
 
 @rung("llm-features", family="features", order=510, default=True, topics=("hidden states",), encoder="", tfidf=False)
@@ -95,13 +96,7 @@ class Features(Rung):
         lexical = lexical_cost(artifact, data, machine, heads=len(data.labels))
         if self.encoder is None:
             return lexical
-        s = sizes(artifact, data)
-        if self.encoder:
-            encoding = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
-        else:
-            encoding = forward_cost(s.parameters, s.question, machine, fit_rows=rows_read(data))
-        seconds = encoding.fit_seconds + lexical.fit_seconds
-        return replace(encoding, fit_seconds=seconds)
+        return reading_cost(artifact, self.encoder, data, machine).after(lexical)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Replace the decoder by a head."""
@@ -177,8 +172,7 @@ def vectors_of(
     an order that does not depend on who asks first: the last digits of a vector depend on what runs beside its text.
     """
     whole = tuple(sorted({*texts, *texts_of(artifact, known)}))
-    weights = (resolve(encoder).fingerprint,) if encoder else (artifact.model, artifact.engine, artifact.weights.base)
-    key = (encoder, *weights, whole)
+    key = (reader_of(artifact, encoder), whole)
     if key not in _VECTORS:
         while len(_VECTORS) >= REMEMBERED:
             del _VECTORS[next(iter(_VECTORS))]
@@ -188,9 +182,26 @@ def vectors_of(
     return chosen
 
 
-def rows_read(data: Data) -> int:
-    """The rows that a fit has to read, for estimates: the fits of several folds share what they read."""
-    return -(-len(data.train) // max(1, len(data.folds)))
+def reader_of(artifact: Artifact, encoder: str) -> tuple[object, ...]:
+    """What computes the vectors of texts, for comparison."""
+    weights = (resolve(encoder).fingerprint,) if encoder else (artifact.model, artifact.engine, artifact.weights.base)
+    return (encoder, *weights)
+
+
+def reading_cost(artifact: Artifact, encoder: str, data: Data, machine: Machine) -> Cost:
+    """Estimate what `vectors_of` the training rows takes: nothing where another fit has read them, else a fold's share.
+
+    The fits of several folds share what they read.
+    """
+    s, first = sizes(artifact, data), artifact.prompt.question(data.train[0].inputs) if data.train else ""
+    reader, rows = reader_of(artifact, encoder), -(-len(data.train) // max(1, len(data.folds)))
+    for known, texts in _VECTORS:
+        place = bisect_left(texts, first)
+        if known == reader and texts[place : place + 1] == (first,):
+            rows = 0
+    if encoder:
+        return encoder_cost(encoder, s.question, machine, fit_rows=rows)
+    return forward_cost(s.parameters, s.question, machine, fit_rows=rows)
 
 
 def read_in_windows(encoder: str, texts: Sequence[str]) -> dict[str, int]:

@@ -18,8 +18,8 @@ from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
-from rung.rungs.costs import encoder_cost, inference_cost, sizes
-from rung.rungs.features import rows_read, texts_of, vectors_of
+from rung.rungs.costs import inference_cost, sizes
+from rung.rungs.features import reading_cost, texts_of, vectors_of
 from rung.training.config import Count
 
 COMPARED = ("knn", "mmr")  # selections that compare rows with an encoder
@@ -82,10 +82,7 @@ class FewShot(Rung):
         s = sizes(artifact, data)
         extra = min(self.k * (s.question + s.answer + 8), self.token_budget)
         cost = inference_cost(artifact, data, machine, extra_tokens=extra)
-        if not self.encoders:
-            return cost
-        read = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
-        return replace(cost, fit_tokens=read.fit_tokens, fit_flops=read.fit_flops, fit_seconds=read.fit_seconds)
+        return cost.after(reading_cost(artifact, self.encoder, data, machine)) if self.encoders else cost
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
@@ -146,13 +143,7 @@ class DemonstrationEnsemble(Rung):
         cost = inference_cost(
             artifact, data, machine, fit_rows=min(self.unlabelled, len(data.train)), extra_tokens=extra
         )
-        if not self.encoders:
-            return cost
-        read = encoder_cost(self.encoder, s.question, machine, fit_rows=rows_read(data))
-        return replace(
-            cost, fit_tokens=cost.fit_tokens + read.fit_tokens, fit_flops=cost.fit_flops + read.fit_flops,
-            fit_seconds=cost.fit_seconds + read.fit_seconds,
-        )  # fmt: skip
+        return cost.after(reading_cost(artifact, self.encoder, data, machine)) if self.encoders else cost
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Add the sets of demonstrations, and calibrate their average."""

@@ -12,7 +12,7 @@ from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
-from rung.engines.opening import open_encoder, open_engine
+from rung.engines.opening import open_engine
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.metrics.base import Metric
 from rung.evaluation.scoring import cases, metric_of
@@ -34,6 +34,7 @@ from rung.prompt_search.writer import CopyGuard, Proposal, Writer
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
 from rung.rungs.costs import inference_cost
+from rung.rungs.features import texts_of, vectors_of
 from rung.task import Task
 from rung.training.config import Count, NonNegative
 
@@ -117,7 +118,7 @@ class PromptSearch(Rung):
         output = "Label" if artifact.signature.kind == "category" else "Answer"
         wordings = (prompt.template,) if chat else templates(prompt.template, artifact.signature.inputs, output)
         space = SearchSpace(
-            artifact, (prompt.instruction, *usable), wordings, self._pools(artifact, rows, progress),
+            artifact, (prompt.instruction, *usable), wordings, self._pools(artifact, rows, data, progress),
             vary_shots=self.demonstrations and not chat, systems=self.system_prompts,
         )  # fmt: skip
         return search(
@@ -136,13 +137,14 @@ class PromptSearch(Rung):
         limits = SearchLimits(self.calls or None, self.tokens or None, self.seconds or None, self.money or None)
         return Meter(limits, (options.price_input, options.price_output))
 
-    def _pools(self, artifact: Artifact, rows: tuple[Example, ...], progress: Progress) -> dict[str, Demonstrations]:
+    def _pools(
+        self, artifact: Artifact, rows: tuple[Example, ...], data: Data, progress: Progress
+    ) -> dict[str, Demonstrations]:
         """The pools of demonstrations: rows that do not decide, and the artifact's own."""
         plain: Selection = "balanced" if artifact.signature.labels else "fixed"
         pools: dict[str, Demonstrations] = {plain: Demonstrations(plain, 4, rows)}
         if self.encoder:
-            texts = [artifact.prompt.question(row.inputs) for row in rows]
-            vectors = open_encoder(self.encoder, progress=progress).embed(texts, progress=progress)
+            vectors = vectors_of(artifact, self.encoder, texts_of(artifact, rows), data.known, progress=progress)
             pools["knn"] = Demonstrations("knn", 4, rows, vectors, self.encoder)
         if (own := artifact.demonstrations) is not None:
             pools[own.selection] = own

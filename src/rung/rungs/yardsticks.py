@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
 
@@ -25,8 +25,16 @@ from rung.evaluation.metrics.text import squad_words
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
-from rung.rungs.costs import encoder_cost, lexical_cost, sizes
-from rung.rungs.features import answering_alone, head_key, lexicon_of, rows_read, sklearn_missing, texts_of, vectors_of
+from rung.rungs.costs import lexical_cost
+from rung.rungs.features import (
+    answering_alone,
+    head_key,
+    lexicon_of,
+    reading_cost,
+    sklearn_missing,
+    texts_of,
+    vectors_of,
+)
 from rung.rungs.linear import row_weights, train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
@@ -148,7 +156,7 @@ class NearestRow(Yardstick):
         """One reading of the training rows."""
         if self.encoder is None:
             return lexical_cost(artifact, data, machine)
-        return encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=rows_read(data))
+        return reading_cost(artifact, self.encoder, data, machine)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the table."""
@@ -197,8 +205,7 @@ class NumberRidge(Yardstick):
         lexical = lexical_cost(artifact, data, machine, heads=1)
         if self.encoder is None:
             return lexical
-        cost = encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=rows_read(data))
-        return replace(cost, fit_seconds=cost.fit_seconds + lexical.fit_seconds)
+        return reading_cost(artifact, self.encoder, data, machine).after(lexical)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Replace the decoder by a linear model of the number."""
