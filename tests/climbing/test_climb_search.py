@@ -78,16 +78,15 @@ def test_where_the_budget_ends_the_rows_their_whole_is_tested(stage):
     assert RunStore(done.folder).noted("confirmed", ended=True) is not None
 
 
-def test_the_verdicts_of_a_model_count_in_the_time_that_rows_take(stage, monkeypatch):
-    """They once ran on in batches of eight rows, of which the answers alone took no time."""
-    metric_of, play = arms_module.metric_of, stage(HEAD, zero_row=0.001)
+def test_what_a_metric_takes_counts_in_the_time_of_rows(stage, monkeypatch):
+    """Verdicts of a judge, three seconds each, once ran on in batches: the answers alone took no time."""
+    play = stage(HEAD, zero_row=0.001)
     plain = play.evaluate
 
     def judged(artifact: Any, rows: Any, *more: Any, **options: Any) -> Any:
         play.clock += 3.0 * len(rows)
         return plain(artifact, rows, *more, **options)
 
-    monkeypatch.setattr(arms_module, "metric_of", lambda *args: replace(metric_of(*args), name="judge"))
     monkeypatch.setattr(arms_module, "evaluate", judged)
     play.climb(20.0)
     assert play.clock <= 25

@@ -239,7 +239,7 @@ class ClimbState:
     proven: str = ""  # the arm that was last shown to be better than the incumbent
     overran: set[str] = field(default_factory=set)  # arms that took too much of the budget
     opened: set[str] = field(default_factory=set)  # language models that have answered
-    judging: float = 0.0  # seconds that a model takes to score an answer, where one does
+    scoring_seconds: float = 0.0  # that the metric takes for an answer: a judge's verdict, say
     number: int = 1  # of this decision among those that the same rows have made
     model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
     crew: Crew | None = None  # workers that share the work
@@ -471,7 +471,7 @@ class ClimbState:
                 raise_failed(arm, error)
             rest = []
         while rest:
-            pace = self.row_seconds(arm) + self.judging
+            pace = self.row_seconds(arm) + self.scoring_seconds
             self.budget.check(pace + self.opening(artifact))
             size = BATCH if pace <= 0 else max(1, min(BATCH, int(BATCH_SECONDS / pace)))
             if self.budget.limits.seconds is not None and not self.store.predictions(arm.name):
@@ -481,9 +481,8 @@ class ClimbState:
             batch, rest = rest[:size], rest[size:]
             began = time.perf_counter()
             answered = evaluate(artifact, batch, split, folder=self.task.folder, progress=self.budget)
-            if self.scoring.name == "judge":  # a model scores, and its time is not that of the answers
-                took = (time.perf_counter() - began - sum(row.seconds for row in answered)) / len(answered)
-                self.judging = min(self.judging or took, took)
+            beside = (time.perf_counter() - began - sum(row.seconds for row in answered)) / len(answered)
+            self.scoring_seconds = min(self.scoring_seconds or beside, beside)
             self.opened |= {artifact.model} if artifact.decoder.uses_llm else set()
             self._keep_answers(arm, name, answered)
         self.budget.finish()
