@@ -21,6 +21,7 @@ from rung.retrieval.retriever import Retriever
 
 FORWARD = 2  # operations per parameter and token
 SAMPLE = 32  # rows whose tokens are counted
+BATCH = 8  # rows that are answered together, at least
 REASONING_TOKENS = 128  # the expected length of a chain of thought
 
 
@@ -77,10 +78,15 @@ def tokenizer_of(files: ModelFiles) -> Tokenizer:
 
 
 def prompt_tokens(parts: PromptParts, sizes: Sizes) -> float:
-    """Estimate the tokens read for one prompt of a prediction, without the prefix that all prompts share."""
+    """Estimate the tokens read for one prompt of a prediction, without the instruction, which all prompts share.
+
+    Demonstrations that all prompts share are read once a batch on this machine.
+    """
     shown, context = parts.demonstrations, 0.0
     if shown is not None:
         context = min(shown.k * (sizes.question + sizes.answer + 8), shown.token_budget)
+        if shown.same_for_all and not is_endpoint(parts.model):
+            context /= BATCH
     if (retriever := parts.retriever) is not None:
         context += passage_tokens(retriever)
         context += retriever.demonstration_passages * retriever.passage_tokens * (shown.k if shown is not None else 0)

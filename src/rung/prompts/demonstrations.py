@@ -45,6 +45,11 @@ class Demonstrations:
         """Whether questions have to be embedded."""
         return self.selection in ("knn", "mmr")
 
+    @property
+    def same_for_all(self) -> bool:
+        """Whether all questions are shown the same rows."""
+        return self.selection in ("fixed", "balanced")
+
     def choose(self, question_id: str, vector: Floats | None, cost: Callable[[Example], int]) -> tuple[Example, ...]:
         """Choose the rows to show for one question, in the order shown; never the question itself."""
         chosen = [self.pool[i] for i in self._ranked(question_id, vector) if self.pool[i].id != question_id]

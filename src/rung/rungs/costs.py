@@ -6,8 +6,12 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, tokenizer_of
@@ -17,7 +21,7 @@ from rung.machine import Machine
 from rung.models.hub import read_settings
 from rung.models.reference import ModelFiles, resolve
 from rung.rungs.base import Cost
-from rung.rungs.linear import ROTATED
+from rung.rungs.linear import FOLDS, LEXICAL, PENALTIES, ROTATED, choices_of
 
 SAMPLE_CHARACTERS = 4000  # of a document
 ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
@@ -25,8 +29,11 @@ NF4_BYTES = (4 + 0.127) / 8  # of a parameter: 4 bits, and the constants of its 
 FROZEN_BASE, FULL = 4, 6
 LEXICAL_BYTES = 2**29  # room for the terms of the rows and for scikit-learn
 WRITING = 4.0  # times what a read token takes; 2.1 to 4.8 on two cores with four tasks of the 135M model
-FITTING = 0.1  # seconds of any fit; loading scikit-learn takes another second once, and is not counted
-FITS = 300  # passes over the rows: five penalties, three folds, and about twenty steps each
+FITTING = 0.1  # seconds to count terms, however few
+LOADING = 1.0  # seconds to import scikit-learn
+A_FIT = 0.0015  # seconds of one logistic regression, however few its rows
+STEPS, LAST_STEPS = 20, 100  # of a logistic regression that chooses a penalty, and of the final one
+NARROW = 600  # a step takes as long as the products with this many rows, and those with its own
 
 
 def sizes(artifact: Artifact, data: Data) -> Sizes:
@@ -95,15 +102,42 @@ def encoder_cost(encoder: str, tokens: float, machine: Machine, *, fit_rows: int
     return replace(cost, memory_bytes=4 * files.parameters + ACTIVATION_BYTES)
 
 
-def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, heads: int = 0) -> Cost:
-    """Estimate the cost of features that no model computes, and of fitting linear heads on them."""
+def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, outputs: int = 0) -> Cost:
+    """Estimate the cost of TF-IDF that a linear head of so many outputs, or none, reads; the head's fit is apart."""
     rows = data.train or data.validation
-    flops = lexical_flops(artifact, rows[:SAMPLE], heads)
-    fitted = len(data.train)
-    rotation = 10 * min(fitted, ROTATED) ** 3  # the eigenvectors of the rows' inner products
-    heads_flops = FITS * 4 * heads * fitted * min(fitted, ROTATED)
-    flops_of_fit = fitted * flops + (rotation + heads_flops if heads else 0)
+    flops = lexical_flops(artifact, rows[:SAMPLE], outputs)
+    flops_of_fit = len(data.train) * flops
+    seconds = FITTING + (0.0 if "sklearn.linear_model" in sys.modules else LOADING)
     return Cost(
-        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=FITTING + machine.inference_seconds(flops_of_fit),
+        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=seconds + machine.inference_seconds(flops_of_fit),
         row_tokens=0, row_flops=flops, row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES,
     )  # fmt: skip
+
+
+def head_cost(data: Data, machine: Machine, columns: float, *, mixed: bool = False, several: bool = False) -> Cost:
+    """Estimate the cost of fitting a linear head on features with so many columns.
+
+    `mixed` says that two kinds of features are weighed, `several` that a row may have several labels.
+    """
+    rows, labels = len(data.train), max(1, len(data.labels))
+    width = min(columns, rows, ROTATED)
+    choices = len(PENALTIES)
+    if not several and data.train:
+        counts = np.array(list(Counter(row.outputs[0] for row in data.train).values()))
+        choices = len(choices_of(counts, LEXICAL if mixed else (1.0,)))
+    steps = FOLDS * (1 - 1 / FOLDS) * STEPS * choices + 2 * LAST_STEPS  # the last in double precision
+    flops = steps * 4 * (rows + NARROW) * width * labels
+    if columns > rows and rows <= ROTATED:
+        flops += (len(LEXICAL) if mixed else 1) * rotation_flops(rows)
+    fits = (FOLDS * choices + 1) * (labels if several else 1)
+    return Cost(0, flops, fits * A_FIT + machine.inference_seconds(flops), 0, 0.0, 0.0, LEXICAL_BYTES)
+
+
+def rotation_flops(rows: int) -> float:
+    """Estimate the operations to find the eigenvectors of the rows' inner products."""
+    return 10.0 * min(rows, ROTATED) ** 3
+
+
+def width_of(model: str) -> int:
+    """The dimension of a model's vectors."""
+    return int(_table(resolve(model))[0]["hidden_size"])

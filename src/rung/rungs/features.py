@@ -10,6 +10,7 @@ which is the metric of such tasks. The first finds rare labels; the second leave
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import verbalize
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
-from rung.rungs.costs import encoder_cost, forward_cost, lexical_cost, sizes
+from rung.rungs.costs import encoder_cost, forward_cost, head_cost, lexical_cost, sizes, width_of
 from rung.rungs.linear import ROTATED, row_weights, train_head, train_label_heads
 
 FEWER_TERMS = 30_000  # of each block where there are so many rows that the head is fitted on the terms themselves
@@ -93,10 +94,14 @@ class Features(Rung):
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One pass of the encoder over the training rows, and the fits of the head on a range of penalties."""
-        lexical = lexical_cost(artifact, data, machine, heads=len(data.labels))
+        several = artifact.signature.kind == "multilabel"
+        lexical = lexical_cost(artifact, data, machine, outputs=len(data.labels))
         if self.encoder is None:
-            return lexical
-        return reading_cost(artifact, self.encoder, data, machine).after(lexical)
+            return lexical.after(head_cost(data, machine, math.inf, several=several))
+        read = reading_cost(artifact, self.encoder, data, machine)
+        if self.tfidf:
+            return read.after(lexical).after(head_cost(data, machine, math.inf, mixed=True, several=several))
+        return read.after(head_cost(data, machine, width_of(self.encoder or artifact.model), several=several))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Replace the decoder by a head."""

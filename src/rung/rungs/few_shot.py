@@ -79,9 +79,8 @@ class FewShot(Rung):
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k rows; a pool to search has to be embedded."""
-        s = sizes(artifact, data)
-        extra = min(self.k * (s.question + s.answer + 8), self.token_budget)
-        cost = inference_cost(artifact, data, machine, extra_tokens=extra)
+        shown = Demonstrations(self.selection, self.k, (), token_budget=self.token_budget)
+        cost = inference_cost(replace(artifact, demonstrations=shown), data, machine)
         return cost.after(reading_cost(artifact, self.encoder, data, machine)) if self.encoders else cost
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:

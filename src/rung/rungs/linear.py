@@ -164,10 +164,7 @@ def train_head(
     """
     shares = LEXICAL if len(set(map(_is_sparse, blocks))) == 2 else (1.0,)
     designs = {lexical: design(blocks, lexical) for lexical in shares}
-    counts = np.bincount(truth)
-    uneven = counts.max() >= UNEVEN * counts[counts > 0].min()
-    weightings = (False, True) if uneven else (False,)
-    choices = [HeadSettings(*each) for each in product(PENALTIES, weightings, shares)]
+    choices = choices_of(np.bincount(truth), shares)
     progress.start("training the head", len(choices) + 1)
     order, fold = stratified(truth, seed)
     halves = {lexical: made.rows.astype(np.float32) for lexical, made in designs.items()}  # suffice to choose, faster
@@ -188,6 +185,12 @@ def train_head(
     intercept = np.full(labels, NEVER, np.float32)
     weight[classes], intercept[classes] = slopes, offsets
     return weight, intercept, best
+
+
+def choices_of(counts: npt.NDArray[np.int64], shares: Sequence[float]) -> list[HeadSettings]:
+    """What cross-validation chooses from, for labels with so many rows; `shares` are the variances of TF-IDF."""
+    uneven = counts.max() >= UNEVEN * counts[counts > 0].min()
+    return [HeadSettings(*each) for each in product(PENALTIES, (False, True) if uneven else (False,), shares)]
 
 
 def stratified(truth: Truth, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

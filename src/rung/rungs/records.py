@@ -49,7 +49,8 @@ CLOSED = 0.8  # share of a field's values that occur more than once, from which 
 FEWEST_SPANS = 0.2  # share of a field's values that occur in their texts, below which no tagger is tried
 REQUIRED = 0.95  # share of the rows with a value from which the best span is always taken
 TOKENS_AN_EPOCH = 200_000  # that the tagger reads at most, of rows drawn by the seed
-SECONDS_A_TOKEN = 5e-5  # of an epoch, for estimates
+SECONDS_A_TOKEN = 1.5e-5  # of an epoch, for estimates
+TYPICAL_VALUES = 20  # of a field that a head chooses, for estimates
 FEWEST_USES = 2  # of a feature in the training rows, below which the tagger leaves it out
 
 
@@ -80,10 +81,10 @@ class RecordFields(Yardstick):
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Two fits: one to choose how each field is filled, one on all rows."""
-        cost = lexical_cost(artifact, data, machine, heads=20)
+        cost = lexical_cost(artifact, data, machine, outputs=TYPICAL_VALUES)
         characters = sum(map(len, texts_of(artifact, data.train)))
-        tagging = 2 * self.epochs * min(characters / 4, TOKENS_AN_EPOCH) * SECONDS_A_TOKEN
-        return replace(cost, fit_seconds=2 * cost.fit_seconds + tagging)
+        tagging = self.epochs * min(characters / 4, TOKENS_AN_EPOCH) * SECONDS_A_TOKEN
+        return replace(cost, fit_seconds=cost.fit_seconds + (2 - 1 / HELD) * tagging)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Choose how each field is filled, and learn to fill it from all rows."""
