@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
@@ -391,6 +392,25 @@ def test_the_report_of_numbers_has_their_errors(tiny_folder, tmp_path):
     assert ridge.errors["rmse"] == pytest.approx((sum(each**2 for each in wrong) / 45) ** 0.5)
     shown = f"ridge {ridge.errors['mae']:.4g} / {ridge.errors['rmse']:.4g}"
     assert any("MAE / RMSE" in line and shown in line for line in quality_notes(done.result))
+
+
+def test_what_is_made_in_seconds_has_its_own_learning_curve(tiny_folder, tmp_path):
+    """Each number is a word's, so that rows beside its own do not tell: the score grows with the rows."""
+    rng = np.random.default_rng(0)
+    words = ["".join(chr(97 + int(c)) for c in rng.integers(0, 26, 6)) for _ in range(40)]
+    rows = [{"text": f"{words[i % 40]} and {i}", "price": 10 * (i % 40)} for i in rng.permutation(120).tolist()]
+    task = Task(name="price", instruction="What is the price?", inputs=["text"], model=str(tiny_folder),
+                output={"column": "price", "kind": "number"}, data={"train": rows})  # fmt: skip
+    done = climb(task, options=ClimbOptions(rungs=("ridge",), out=tmp_path))
+    done.result.write(done.folder)
+    result = ClimbResult.read(done.folder)
+    assert result.recommended == result.curve_of == "ridge"
+    assert [rows for rows, *_ in result.curve] == [24, 48, 96]  # of the 96 that a fold of five leaves
+    (ridge,) = (rung for rung in result.rungs if rung.name == "ridge")
+    assert result.curve[-1][1] == pytest.approx(ridge.score)  # of all folds: what the climb measured
+    assert result.curve[0][1] < result.curve[1][1] < result.curve[2][1]
+    assert any("twice as many would bring ridge about +" in step for step in result.next_steps)
+    assert done.plot.learning_curve().axes[0].get_xlabel() == "training rows of ridge"
 
 
 def test_sixty_rows_of_three_labels_are_enough_to_recommend(banking, tmp_path):

@@ -17,7 +17,7 @@ from rung.artifact.confidence import Calibration, CalibrationMethod, of_decision
 from rung.artifact.decoder import Answer
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
 from rung.climbing.confirm import narrow, weigh
-from rung.climbing.next_steps import NextSteps, decisions, next_steps
+from rung.climbing.next_steps import FEWEST, SHARES, Course, NextSteps, decisions, next_steps
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
@@ -27,11 +27,13 @@ from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.report.words import p_text
 from rung.evaluation.result import THIN, ClimbResult, Comparison, Prediction, RungResult, Status
-from rung.evaluation.scoring import REWARDED_BY, notes, own_reward, related
+from rung.evaluation.scoring import REWARDED_BY, evaluate, notes, own_reward, related, row_values
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
 SHOWN = 3  # names in the sentence
+COURSE_SECONDS = 10.0  # that a learning curve of the recommended arm may take
+FEWEST_SCORED = 20  # rows below which its scores are noise
 SHORT_FIT, SHORT_SHARE = 3.0, 0.1  # seconds, and share of the budget, that making the recommended arm may overrun it by
 
 
@@ -160,7 +162,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         state.budget.check()
         advised = next_steps(
             state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.number,
-            seed=state.options.seed, progress=state.budget,
+            course=arm_course(state, best), seed=state.options.seed, progress=state.budget,
         )  # fmt: skip
     if comparisons:
         decisions(state.store.folder, [row.id for row in state.confirm.rows], best)
@@ -177,8 +179,47 @@ def conclude(state: ClimbState) -> ClimbResult:
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
         unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
-        curve=advised.curve, doubled=advised.doubled, spending=state.store.spending(),
+        curve=advised.curve, curve_of=advised.curve_of, doubled=advised.doubled, spending=state.store.spending(),
     )  # fmt: skip
+
+
+def arm_course(state: ClimbState, name: str) -> Course:
+    """The scores of an arm that is made from a quarter, a half and all of its rows, where that takes few seconds.
+
+    They are of rows that none of the three learnt from: the validation rows, or as many folds as there is time for.
+    Labels have the curve of a head instead, which takes less.
+    """
+    arm, ruler = state.arms[name], state.search
+    if state.task.output.kind == "category" or arm.rung is None or arm.base is None or state.whole:
+        return ()
+    if not (arm.rung.learns and arm.refits):
+        return ()
+    pace, fit = state.row_seconds(arm) + state.scoring_seconds, state.fit(arm)["fit_seconds"]
+    points: dict[float, list[tuple[int, list[float]]]] = {share: [] for share in (*SHARES, 1.0)}
+    left = min(COURSE_SECONDS, state.budget.left())
+    for fold, group in groupby(zip(ruler.rows, ruler.folds, strict=True), key=lambda placed: placed[1]):
+        rows = [row for row, _ in group]
+        left -= sum(SHARES) * fit + (len(SHARES) + 1) * len(rows) * pace
+        data = arm.rung.rows_to_fit(state.data, state.fold_of(arm, fold))
+        if left < 0 or len(data.train) < FEWEST:
+            break
+        order = np.random.default_rng(state.options.seed).permutation(len(data.train))
+        for share, measured in points.items():
+            some = [data.train[i] for i in order[: round(share * len(order))]]
+            made = state.made(arm, fold)
+            if share < 1:
+                base = state.made(arm.base, state.fold_below(arm, state.fold_of(arm, fold)))
+                made = arm.rung.fit(base, replace(data, train=tuple(some)), progress=state.budget)
+            answered = evaluate(made, rows, ruler.split, folder=state.task.folder, progress=state.budget)
+            measured.append((len(some), row_values(state.scoring, answered)))
+    course = []
+    for measured in points.values():
+        scores = [score for _, own in measured for score in own]
+        if len(scores) < FEWEST_SCORED:
+            return ()
+        rows_used = round(sum(n for n, _ in measured) / len(measured))
+        course.append((rows_used, sum(scores) / len(scores), *mean_interval(scores, seed=state.options.seed)))
+    return tuple(course)
 
 
 def _over_limits(state: ClimbState) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What to do after a climb, computed from what the climb has anyway; most useful first.
 
-* More rows: the learning curve of the cheap head, and what twice the rows would bring.
+* More rows: the learning curve of a head on an encoder, or of the recommended arm where it is made in seconds; and what
+  twice the rows would bring.
 * Expected answers that are likely wrong, by confident learning (Northcutt, Jiang & Chuang, Confident learning:
   estimating uncertainty in dataset labels, JAIR 70, 2021; the library cleanlab), and the score if they are.
 * An ensemble of the stored label probabilities (Caruana et al., Ensemble selection from libraries of models, ICML
@@ -52,18 +53,20 @@ SHOWN = 4  # rows that are named
 ROUNDS = 12  # additions to an ensemble
 LIKELY = 0.9  # chance of an ensemble to be better, from which it is offered
 LEDGER = "decisions.jsonl"  # in the folder of the runs
+HEAD = "a head on an encoder"
 Curve = list[tuple[int, float]]  # training rows and accuracy
+Course = tuple[tuple[int, float, float, float], ...]  # training rows, score, its 95 % interval
 Step = tuple[float, str]  # what it may gain, a share, and the sentence
 
 
 def next_steps(
     zero: Artifact, data: Data, rungs: Sequence[RungResult], best: str, answers: Mapping[str, Sequence[Prediction]],
-    number: int = 1, *, margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
+    number: int = 1, *, course: Course = (), margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
 ) -> NextSteps:  # fmt: skip
-    """Say what to do next, most useful first, and measure the learning curve where there is one.
+    """Say what to do next, most useful first, and measure the learning curve of a head where there is one.
 
-    `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one.
-    The rows decide for the `number`-th time.
+    `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one,
+    and `course` its own learning curve, if it was measured. The rows decide for the `number`-th time.
     """
     seen = Answers.of(answers, best)
     rows = {row.id: row for row in (*data.train, *data.validation, *data.test)}
@@ -88,22 +91,24 @@ def next_steps(
             truth = np.array([data.labels.index(row.outputs[0]) for row in train], dtype=np.int64)
             held_out = out_of_fold(vectors, truth, len(data.labels), seed)
             curve = learning_curve(vectors, truth, held_out, seed) if len(truth) >= FEWEST else []
-            steps += _more_rows(curve)
             if not data.folds:  # with folds, the rows were answered out of fold already
                 suspects |= suspect_labels(data.labels, train, held_out)
         steps += _suspects(seen, suspects, rows)
     steps += _hard(seen, suspects)
+    curve_of = HEAD if curve else best
+    if curve:
+        intervals = (wilson(round(share * len(truth)), len(truth)) for _, share in curve)
+        course = tuple((n, share, *interval) for (n, share), interval in zip(curve, intervals, strict=True))
+    steps += _more_rows(course, curve_of)
     if number > 1:
         steps.append(
             (0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
         )
     ordered = tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
-    if not curve:
+    if not course:
         return NextSteps(ordered)
-    rows_of_all, score = len(truth), curve[-1][1]
-    intervals = (wilson(round(share * rows_of_all), rows_of_all) for _, share in curve)
-    drawn = tuple((n, share, *interval) for (n, share), interval in zip(curve, intervals, strict=True))
-    return NextSteps(ordered, drawn, (2 * curve[-1][0], score + gain_of_doubling([share for _, share in curve])))
+    last = course[-1]
+    return NextSteps(ordered, course, (2 * last[0], last[1] + gain_of_doubling([each[1] for each in course])), curve_of)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,9 @@ class NextSteps:
     """What to do next, and the learning curve as `rung.evaluation.result.ClimbResult` keeps it."""
 
     texts: tuple[str, ...]
-    curve: tuple[tuple[int, float, float, float], ...] = ()
+    curve: Course = ()
     doubled: tuple[int, float] | None = None
+    curve_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,16 +231,15 @@ def _folds(truth: Numbers, seed: int) -> Numbers:
     return fold
 
 
-def _more_rows(curve: Curve) -> list[Step]:
-    if not curve:
+def _more_rows(course: Course, what: str) -> list[Step]:
+    if not course:
         return []
-    gain = gain_of_doubling([score for _, score in curve])
-    course = ", ".join(f"{100 * score:.1f} % from {n}" for n, score in curve)
+    gain = gain_of_doubling([score for _, score, *_ in course])
+    points = ", ".join(f"{100 * score:.1f} % from {n}" for n, score, *_ in course)
     if gain < 0.005:
-        return [(0.0, f"more training rows: twice as many would hardly help a head on an encoder ({course} rows)")]
+        return [(0.0, f"more training rows: twice as many would hardly help {what} ({points} rows)")]
     return [
-        (gain, f"more training rows: twice as many would bring a head on an encoder about {100 * gain:+.0f} points "
-               f"({course} rows)")
+        (gain, f"more training rows: twice as many would bring {what} about {100 * gain:+.0f} points ({points} rows)")
     ]  # fmt: skip
 
 

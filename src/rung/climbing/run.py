@@ -146,7 +146,7 @@ class ClimbPlots:
         return plots.loss(self.result)
 
     def learning_curve(self) -> Figure | None:
-        """The accuracy of a head on an encoder against training rows, and what twice as many would bring."""
+        """The score of a head or of the recommended arm against training rows, and what twice as many would bring."""
         return plots.learning_curve(self.result)
 
     def budget(self) -> Figure | None:

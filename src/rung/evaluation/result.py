@@ -221,8 +221,9 @@ class ClimbResult:
     rows: Split = "test"  # those that the decision was made on
     level: float = LEVEL  # of the gate, for this decision on these rows
     unfinished: tuple[str, ...] = ()  # names of what more budget, or asking for it, would try
-    curve: tuple[tuple[int, float, float, float], ...] = ()  # of learning: training rows, accuracy, its 95 % interval
-    doubled: tuple[int, float] | None = None  # twice the rows of the curve, and the accuracy that it expects there
+    curve: tuple[tuple[int, float, float, float], ...] = ()  # of learning: training rows, score, its 95 % interval
+    curve_of: str = ""  # what learnt from so many rows: the recommended arm, or "a head on an encoder"
+    doubled: tuple[int, float] | None = None  # twice the rows of the curve, and the score that it expects there
     spending: tuple[TimeSpan, ...] = ()  # what took the time, in its order
 
     def summary(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ FITTING = 0.1  # seconds to count terms, however few
 LOADING = 1.0  # seconds to import scikit-learn
 A_FIT = 0.0015  # seconds of one logistic regression, however few its rows
 STEPS, LAST_STEPS = 20, 100  # of a logistic regression that chooses a penalty, and of the final one
+MIXED = 1.3  # times as many where two kinds of features are weighed
 NARROW = 600  # a step takes as long as the products with this many rows, and those with its own
 
 
@@ -126,6 +127,7 @@ def head_cost(data: Data, machine: Machine, columns: float, *, mixed: bool = Fal
         counts = np.array(list(Counter(row.outputs[0] for row in data.train).values()))
         choices = len(choices_of(counts, LEXICAL if mixed else (1.0,)))
     steps = FOLDS * (1 - 1 / FOLDS) * STEPS * choices + 2 * LAST_STEPS  # the last in double precision
+    steps *= MIXED if mixed else 1
     flops = steps * 4 * (rows + NARROW) * width * labels
     if columns > rows and rows <= ROTATED:
         flops += (len(LEXICAL) if mixed else 1) * rotation_flops(rows)

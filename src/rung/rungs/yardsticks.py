@@ -39,7 +39,7 @@ from rung.rungs.linear import row_weights, train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
 SECONDS_A_PAIR = 1e-5  # of it, for estimates
-SAVING = 0.03  # seconds to save what takes no time to make, for estimates
+SAVING = 0.01  # seconds to save what takes no time to make, for estimates
 
 
 class Yardstick(Rung):

@@ -288,11 +288,11 @@ def loss(result: ClimbResult) -> Figure | None:
 
 
 def learning_curve(result: ClimbResult) -> Figure | None:
-    """The accuracy of a head on an encoder against training rows, and what twice as many would bring; None without."""
+    """The score of a head or of the recommended arm against training rows, and what twice as many would bring."""
     if not result.curve:
         return None
     rows, scores, low, high = zip(*result.curve, strict=True)
-    with _drawing("Learning curve of a head on an encoder", 5.4, 3.6) as figure:
+    with _drawing(f"Learning curve of {result.curve_of}", 5.4, 3.6) as figure:
         axes = figure.add_subplot()
         axes.fill_between(rows, [100 * x for x in low], [100 * x for x in high], color=BLUE, alpha=0.18, linewidth=0)
         label = "measured, with 95 % interval"
@@ -310,7 +310,7 @@ def learning_curve(result: ClimbResult) -> Figure | None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
         axes.margins(x=0.1, y=0.2)
-        axes.set(xlabel="training rows of a head on an encoder", ylabel="accuracy on other rows, %")
+        axes.set(xlabel=f"training rows of {result.curve_of}", ylabel=f"{result.metric} on other rows, %")
         axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.grid(alpha=0.2)
         return figure
