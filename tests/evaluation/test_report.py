@@ -365,14 +365,10 @@ def test_the_learning_curve_and_the_time_are_drawn_where_they_were_measured(resu
         TimeSpan("lora", "answering", 1010.0, 100.0),
     )  # fmt: skip
     curve = ((40, 0.6, 0.5, 0.7), (80, 0.7, 0.6, 0.8), (160, 0.75, 0.65, 0.85))
+    head = "a head on an encoder"
     known = replace(
-        result,
-        curve=curve,
-        curve_of="a head on an encoder",
-        doubled=(320, 0.775),
-        spending=spans,
-        budget_seconds=1200.0,
-    )
+        result, curve=curve, curve_of=head, doubled=(320, 0.775), spending=spans, budget_seconds=1200.0
+    )  # fmt: skip
     known.write(tmp_path)
     assert ClimbResult.read(tmp_path) == known
     plot = Climb(known, tmp_path, predictions).plot
@@ -384,7 +380,7 @@ def test_the_learning_curve_and_the_time_are_drawn_where_they_were_measured(resu
     axes = plot.learning_curve().axes[0]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["40", "80", "160", "320"]
     assert axes.texts[0].get_text() == "+2.5"
-    assert axes.get_xlabel() == "training rows of a head on an encoder"
+    assert axes.get_xlabel() == f"training rows of {head}"
     text = page(known, predictions)
     assert "Where the time went" in text
     assert 'style="' not in text
