@@ -1,12 +1,15 @@
 import importlib.util
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.text import Generate
 from rung.engines import opening as engine_choice
+from rung.engines.base import Generation, Scored
 from rung.engines.opening import (
     UNMEASURED,
     Choice,
@@ -31,6 +34,26 @@ def test_the_faster_one_is_chosen_if_its_text_can_be_trusted():
     for agreement, logprob_diff in ((0.5, 0.01), (1.0, 0.9), (0.0, float("inf"))):
         assert judge(9.0, agreement, logprob_diff).engine == "torch"
         assert "trusted" in judge(9.0, agreement, logprob_diff).reason
+
+
+def test_a_token_that_is_as_likely_counts_as_equal():
+    """Which of two tokens within a tenth of a nat comes first depends on the processor."""
+
+    def engine(texts, logprobs, scored=()):
+        answers = [Generation(text, 9, 1, "length", 0.0, (value,)) for text, value in zip(texts, logprobs, strict=True)]
+        left = iter(scored)
+        return SimpleNamespace(
+            generate=lambda requests, **_: (answers * 8)[: len(requests)],
+            score=lambda requests, **_: [Scored(np.array([next(left)]), 9, 0.0)],
+            tokenizer=SimpleNamespace(encode_plain=lambda text: [ord(char) for char in text]),
+        )
+
+    same, near, far, half = (-1.0, -1.0), (-1.0, -1.1), (-1.0, -3.0), (-1.0, None)
+    own = engine("aaaa", [pair[0] for pair in (same, near, far, half)], [-1.1, -3.0] * 8)
+    fast = engine(["a", "b", "c", ""], [-1.02, -1.0, -2.8, -1.0])
+    share, apart = engine_choice._difference(fast, own, QUIET)
+    assert share == 0.5  # the first and the second of four; the last is no token that can be scored
+    assert apart == pytest.approx((0.02 + 0.1 + 0.2) / 3)
 
 
 def test_it_is_measured_once_and_remembered(monkeypatch, tmp_path):
@@ -130,7 +153,7 @@ def test_measuring_the_embedded_model(precision, least):
     found = choose(resolve("embedded"), precision)
     print(found)
     assert found.speedup > 1
-    assert found.agreement > least  # int8: 84 % on an AMD EPYC; it depends on the processor, so it is measured
+    assert found.agreement > least  # it depends on the processor, so it is measured
     assert found == judge(found.speedup, found.agreement, found.logprob_diff, precision)
 
 
