@@ -78,6 +78,21 @@ def test_where_the_budget_ends_the_rows_their_whole_is_tested(stage):
     assert RunStore(done.folder).noted("confirmed", ended=True) is not None
 
 
+def test_slow_rows_are_answered_eight_together(stage, monkeypatch):
+    """One by one, each took up to nine times as long; the first two alone tell how slow they are."""
+    play, sizes = stage(HEAD, zero_row=6.0), list[int]()
+    plain = play.evaluate
+
+    def counted(artifact: Any, rows: Any, *more: Any, **options: Any) -> Any:
+        sizes.extend([len(rows)] if artifact.name == "zero-shot" else [])
+        return plain(artifact, rows, *more, **options)
+
+    monkeypatch.setattr(arms_module, "evaluate", counted)
+    play.climb(900.0, rungs=("head",))
+    assert sizes[:2] == [2, 6]  # until the first look
+    assert max(sizes) == 8
+
+
 def test_what_a_metric_takes_counts_in_the_time_of_rows(stage, monkeypatch):
     """Verdicts of a judge, three seconds each, once ran on in batches: the answers alone took no time."""
     play = stage(HEAD, zero_row=0.001)

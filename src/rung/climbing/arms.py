@@ -40,7 +40,8 @@ from rung.task import Task
 
 BOARD = 8  # arms that are shown while the climb goes on
 BATCH = 32  # rows answered between two writes: what a kill may cost
-BATCH_SECONDS = 4.0  # the same in time, where rows are slow
+BATCH_SECONDS = 4.0  # the same in time, where rows are slow, but
+TOGETHER = 8  # rows that are answered together where the budget lets them: alone, each takes two to nine times as long
 FIRST_ROWS = 2  # of an arm, where there is a budget
 OPENING_SECONDS = 4.0  # that the libraries and weights of a local language model take to load
 NEAR = 30.0  # estimates of two arms within this factor are corrected alike
@@ -473,7 +474,7 @@ class ClimbState:
         while rest:
             pace = self.row_seconds(arm) + self.scoring_seconds
             self.budget.check(pace + self.opening(artifact))
-            size = BATCH if pace <= 0 else max(1, min(BATCH, int(BATCH_SECONDS / pace)))
+            size = BATCH if pace <= 0 else max(TOGETHER, min(BATCH, int(BATCH_SECONDS / pace)))
             if self.budget.limits.seconds is not None and not self.store.predictions(arm.name):
                 size = min(size, FIRST_ROWS)  # how long they take is only guessed
             if self.budget.left() < size * pace:
