@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import pytest
 from pages_server import PLANTED, begin_trial, interaction, pages
 
 from browser import Watched
+from rung.artifact.records import RecordDecoder, RecordField
 from rung.feedback.registry import Registry
+from rung.rungs.features import TfidfHead
+from rung.rungs.yardsticks import Majority, NearestRow
 from rung.serving.access import LOOPBACK_NAMES, Access, KeyRing, create_key, revoke_key
+from rung.serving.served import Served
 from rung.yamlfile import sealed
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/intents/rows", "/runs/intents/row?split=test&id=row+13",
@@ -136,6 +141,27 @@ def test_pages_load_without_errors_and_break_no_rule_of_accessibility(site, brow
         )
         assert watched.problems == expected
         context.close()
+
+
+def test_what_answers_without_a_model_is_served_with_pages(tiny_zero, data, tmp_path, browser):
+    """The overview asked each decoder for its encoder, which a constant and a record of fields do not have."""
+    made = {"constant": Majority(), "copied": NearestRow(encoder=None), "encoded": NearestRow(), "head": TfidfHead()}
+    served = Served()
+    for name, rung in made.items():
+        served.load(rung.fit(tiny_zero, data).save(tmp_path / name), name)
+    blank = RecordDecoder((RecordField(("who",), "constant", many=False, empty="absent", values=('"Ann"',)),), {})
+    fields = replace(tiny_zero, signature=replace(tiny_zero.signature, kind="json", labels=()), decoder=blank)
+    served.load(fields.save(tmp_path / "fields"), "fields")
+    with pages(served, {"few-shot": tmp_path / "head"}, tmp_path / "site") as server, browser.new_context() as context:
+        page = context.new_page()
+        assert page.goto(f"{server.url}/").status == 200
+        cards = {card.locator("h3").inner_text(): card.inner_text() for card in page.locator("li.card").all()}
+        assert cards.keys() == {*made, "fields"}
+        for name, text in cards.items():
+            assert f"Model\n{'embedded-encoder' if name == 'encoded' else 'none'}" in text
+        for path in ("/playground", "/promotions", "/v1/models"):
+            assert page.goto(f"{server.url}{path}").status == 200
+    served.close()
 
 
 def test_errors_are_pages_for_browsers_and_json_for_programs(site):

@@ -471,6 +471,12 @@ class Promptless(Decoder):
         """Whether answering runs the artifact's language model: only if a subclass says so."""
         return False
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """References of the sentence encoders that it runs."""
+        own: str | None = getattr(self, "encoder", None)
+        return (own,) if own else ()
+
     def render(
         self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
