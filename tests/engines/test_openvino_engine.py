@@ -147,6 +147,27 @@ def test_cancelling_returns_what_was_made(engine):
     assert sum(one.completion_tokens for one in made) <= len(QUESTIONS)
 
 
+@pytest.mark.parametrize("ending", ["return True", "raise TimeoutError"])
+def test_what_is_cancelled_or_interrupted_leaves_nothing_in_the_cache(ending):
+    """Only a step frees it, and the last caller took none: OpenVINO then ended with lines of errors."""
+    code = f"""
+from contextlib import suppress
+from rung.engines.base import GenerateRequest, Sampling
+from rung.engines.opening import open_openvino
+asked, steps = [({{"role": "user", "content": text}},) for text in {QUESTIONS!r}], []
+def cancelled():
+    steps.append(1)
+    if len(steps) == 6:
+        {ending}
+with suppress(TimeoutError):
+    requests = [GenerateRequest(one, Sampling(50)) for one in asked]
+    open_openvino("embedded", "fp32").generate(requests, cancelled=cancelled)
+assert len(steps) == 6
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, "leaked" in done.stderr) == (0, False), done.stderr
+
+
 def test_overflow_is_an_error_not_a_cut(engine):
     with pytest.raises(EngineError) as caught:
         engine.generate(asked(["word " * 9000], max_tokens=4))

@@ -155,12 +155,18 @@ class Pipeline:
             row.reason = "length"
 
     def drop(self, rows: Sequence[PipelineRow]) -> None:
-        """Cancel rows that still run; the next step by any caller frees their memory."""
+        """Cancel rows that still run, and free their memory: only a step does, which the last caller would not take."""
         with self._lock:
+            running = [row.handle for row in rows if row.handle.get_status().name == "RUNNING"]
             for row in rows:
-                if row.handle.get_status().name == "RUNNING":
-                    row.handle.cancel()
                 row.handle = None
+            for handle in running:
+                handle.cancel()
+            if running and not self.broken and self._pipeline.has_non_finished_requests():
+                try:
+                    self._pipeline.step()
+                except RuntimeError:
+                    self.broken = True  # the next step says so
 
 
 @dataclass(slots=True)
