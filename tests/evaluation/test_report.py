@@ -200,7 +200,10 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
         page.select_option("#pick", str(arm))
         for kind in found.kinds:
             page.select_option("#kind", kind)
-            total = len(found.chosen(arm, {"kind": kind}))
+            numbers = found.chosen(arm, {"kind": kind})
+            total = len(numbers)
+            first = [found.rows[number]["o"] for number in numbers[:25]]
+            assert [line.split("\n")[0] for line in rows.locator("td:first-child").all_inner_texts()] == first
             assert many.inner_text().endswith(f" of {total} rows" if total else "no rows"), (name, kind)
     page.select_option("#pick", str(found.place))
     page.select_option("#kind", "fixed")
@@ -347,6 +350,25 @@ def test_figures_are_those_of_matplotlib(result, predictions, tmp_path):
     assert plot.loss().axes[0].get_legend().texts[0].get_text() == "lora"
     assert plot.reliability() is None
     assert plot.coverage() is None
+
+
+def test_what_was_rewarded_leads_to_the_rows_that_it_gained_most(result, predictions):
+    assert "A reward can be won" not in page(result, predictions)
+    features = next(rung for rung in result.rungs if rung.name == "features")
+    rewarded = replace(features, settings={**features.settings, "rl": {"rewarded_by": ["accuracy"]}})
+    rungs = tuple(rewarded if rung is features else rung for rung in result.rungs)
+    text = page(replace(result, rungs=rungs), predictions)
+    assert "A reward can be won in a way that nobody wants" in text
+    assert 'href="#rows?pick=features&amp;kind=fixed"' in text
+    wider = {
+        name: [replace(row, score=[0.0, 0.25, 1.0][number % 3]) if name == "features" else replace(row, score=0.1)
+               for number, row in enumerate(rows)] for name, rows in predictions.items()
+    }  # fmt: skip
+    found = answered_rows(result, wider)
+    arm = found.arms.index("features")
+    gains = [found.rows[n]["a"][arm]["s"] - 0.1 for n in found.chosen(arm, {"kind": "fixed"})]
+    assert gains == sorted(gains, reverse=True)
+    assert {round(gain, 2) for gain in gains} == {0.15, 0.9}
 
 
 def test_a_comparison_reads_as_one_line(result):

@@ -30,6 +30,8 @@ KINDS = {
     "reading": "passage found, but not used", "all": "all",
 }  # fmt: skip
 
+CHANGES = ("changed", "fixed", "broken")  # the kinds whose rows differ from the first rung's
+
 STYLE = """
 .filters{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.4rem 0}
 .filters label{display:flex;gap:.4rem;align-items:center;max-width:100%}.filters select{min-width:0}
@@ -55,6 +57,7 @@ if (held) {
     if (parent) parent.append(made);
     return made;
   };
+  const change = (row, arm) => arm && row.a[0] ? Math.abs(row.a[arm].s - row.a[0].s) : 0;
   const fits = (row, arm) => {
     const own = row.a[arm], first = arm ? row.a[0] : null;
     if (!own) return false;
@@ -93,6 +96,7 @@ if (held) {
   };
   const show = () => {
     const arm = +at('pick').value, rows = all.rows.filter(row => fits(row, arm)), body = at('rows').tBodies[0];
+    if (all.changes.includes(at('kind').value)) rows.sort((a, b) => change(b, arm) - change(a, arm));
     from = Math.max(0, Math.min(from, Math.floor((rows.length - 1) / all.page) * all.page));
     body.replaceChildren();
     at('chosen').textContent = arms[arm];
@@ -157,8 +161,14 @@ class AnsweredRows:
     labels: tuple[list[str], list[str]]
 
     def chosen(self, arm: int, filters: Filters) -> list[int]:
-        """The numbers of the rows that one arm answered and that the filters let pass, as the report's script does."""
-        return [number for number, row in enumerate(self.rows) if _fits(row, arm, filters)]
+        """The numbers of the rows that one arm answered and that the filters let pass, as the report's script does.
+
+        Of those whose score changed, the ones that changed most come first.
+        """
+        numbers = [number for number, row in enumerate(self.rows) if _fits(row, arm, filters)]
+        if filters.get("kind") in CHANGES:
+            numbers.sort(key=lambda number: -abs(_gain(self.rows[number], arm)))
+        return numbers
 
 
 def answered_rows(
@@ -182,11 +192,17 @@ def answered_rows(
     return AnsweredRows(arms, place, keys, rows, kinds, (expected, given))
 
 
+def _gain(row: Mapping[str, Any], arm: int) -> float:
+    """What an arm that answered the row scores above the first one there."""
+    first = row["a"][0] if arm else None
+    return float(row["a"][arm]["s"] - first["s"]) if first else 0.0
+
+
 def _fits(row: Mapping[str, Any], arm: int, filters: Filters) -> bool:
-    own, first = row["a"][arm], row["a"][0] if arm else None
+    own = row["a"][arm]
     if own is None:
         return False
-    gain, wrong = own["s"] - first["s"] if first else 0.0, own["s"] < 1
+    gain, wrong = _gain(row, arm), own["s"] < 1
     answers = [one["t"] for one in row["a"] if one]
     kind, expected, given = (filters.get(name, "") for name in ("kind", "expected", "given"))
     fits = {
@@ -217,7 +233,7 @@ def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Predict
     found = answered_rows(result, predictions, prompts=MOST_PROMPTS)
     if not found.keys:
         return ""
-    held = {"arms": found.arms, "rows": found.rows[:MOST_ROWS], "page": PAGE, "sure": SURE}
+    held = {"arms": found.arms, "rows": found.rows[:MOST_ROWS], "page": PAGE, "sure": SURE, "changes": CHANGES}
     text = json.dumps(held, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     arms, place, kinds, (expected, given) = found.arms, found.place, found.kinds, found.labels
     more = len(found.keys) - MOST_ROWS

@@ -18,6 +18,7 @@ from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report import explorer, plots, words
 from rung.evaluation.report.explorer import rows_link, rows_links
 from rung.evaluation.result import ClimbResult, Prediction
+from rung.evaluation.scoring import REWARDED_BY
 from rung.models.files import write_atomically
 from rung.progress import Markup, safe, table_html
 
@@ -109,7 +110,10 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
-        ("Training", _figure(plots.loss(result)) + rows_links("wrong", *trained) + _training_data(result)),
+        (
+            "Training",
+            _figure(plots.loss(result)) + rows_links("wrong", *trained) + _rewarded(result) + _training_data(result),
+        ),
         ("Where the time went", _figure(plots.budget(result))),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
@@ -207,6 +211,14 @@ def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
 def _priced(result: ClimbResult) -> str:
     drawn = _figure(plots.price(result), wide=False)
     return drawn and drawn + rows_links("wrong", *(rung.name for rung in words.measured(result)))
+
+
+def _rewarded(result: ClimbResult) -> str:
+    """Where something was rewarded, what to read: its rows that gained most, the largest gains first."""
+    learnt = [r for r in words.measured(result) if any(REWARDED_BY in each for each in r.settings.values())]
+    links = rows_links("fixed", *(rung.name for rung in learnt))
+    advice = "A reward can be won in a way that nobody wants: read the rows that gained most before you trust it."
+    return links and _paragraphs((advice,)) + links
 
 
 def _next(result: ClimbResult) -> str:
