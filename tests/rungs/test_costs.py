@@ -1,12 +1,12 @@
 """Cost estimates: what a base model's weights take."""
 
-from dataclasses import replace
+import pytest
 
 from rung.machine import this_machine
 from rung.models.reference import resolve
 from rung.rungs import Features, FewShot
-from rung.rungs import features as feature_rungs
-from rung.rungs.costs import base_bytes
+from rung.rungs.costs import LOADING, base_bytes
+from rung.rungs.features import FeaturesAndTfidf
 from rung.rungs.yardsticks import NearestRow
 
 
@@ -17,17 +17,18 @@ def test_a_base_in_4_bits_takes_an_eighth_but_for_its_embeddings():
     assert base_bytes(files, "nf4") == round(4 * embeddings + (files.parameters - embeddings) * 4.127 / 8)
 
 
-def test_rows_that_a_rung_has_read_are_read_by_no_other(zero, data, monkeypatch):
-    monkeypatch.setattr(feature_rungs, "_VECTORS", {})
-    machine, near = this_machine(), NearestRow()
-    rungs = (near, Features(), FewShot())
-    before = [rung.estimate(zero, data, machine) for rung in rungs]
-    assert all(cost.fit_tokens > 0 for cost in before)
-    near.fit(zero, data)
-    after = [rung.estimate(zero, data, machine) for rung in rungs]
-    assert [cost.fit_tokens for cost in after] == [0, 0, 0]
-    assert [cost.row_seconds for cost in after] == [cost.row_seconds for cost in before]
-    assert after[0].fit_seconds == 0.0 < after[1].fit_seconds < before[1].fit_seconds  # a head is still fitted
-    assert Features(encoder="").estimate(zero, data, machine).fit_tokens > 0  # another model reads them itself
-    other = replace(data, train=tuple(replace(row, inputs={"text": "new " + row.inputs["text"]}) for row in data.train))
-    assert near.estimate(zero, other, machine).fit_tokens > before[0].fit_tokens  # these are other rows
+def test_rows_that_a_rung_has_read_are_read_by_no_other(zero, data):
+    machine = this_machine()
+    near, head, shown, joined = (
+        rung.estimate(zero, data, machine) for rung in (NearestRow(), Features(), FewShot(), FeaturesAndTfidf())
+    )
+    made = {name for name, _ in near.shared}
+    assert [cost.given(made).shared for cost in (near, head, shown)] == [(), (), ()]
+    assert near.given(made).fit_seconds == shown.given(made).fit_seconds == 0
+    assert 0 < head.given(made).fit_seconds < head.fit_seconds  # a head is still fitted
+    assert joined.given(made).shared == (("scikit-learn", LOADING),)
+    assert joined.given({*made, "scikit-learn"}).fit_seconds == pytest.approx(
+        joined.fit_seconds - near.fit_seconds - LOADING
+    )
+    hidden = Features(encoder="").estimate(zero, data, machine)
+    assert hidden.given(made) == hidden  # another model reads them itself

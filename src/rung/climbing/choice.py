@@ -261,7 +261,8 @@ def _candidate(state: ClimbState, base: Arm, rung: Rung, found: Sequence[Prospec
         reason = f"it would equal {twin}, because it reads nothing that {base.name} adds"
         state.left[name] = Left("skipped", reason, rung.family)
         return None
-    return expected(state, rung, base, name, cost, leading(state))
+    made = {part for arm in state.arms.values() if arm.raced and arm.cost for part, _ in arm.cost.shared}
+    return expected(state, rung, base, name, cost.given(made), leading(state))
 
 
 def _twin(state: ClimbState, base: Artifact, rung: Rung, found: Sequence[Prospect]) -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, wraps
 from itertools import islice, product
@@ -94,6 +94,8 @@ class Cost:
         row_seconds: time of one prediction in a batch.
         memory_bytes: peak memory, model included.
         written_tokens: those of `row_tokens` that are written one after the other.
+        shared: what of fitting the fits of other rungs need as well, such as the vectors of the training rows by an
+            encoder, and the seconds of `fit_seconds` that it takes where no other has made it.
     """
 
     fit_tokens: int
@@ -104,13 +106,20 @@ class Cost:
     row_seconds: float
     memory_bytes: int
     written_tokens: float = 0.0
+    shared: tuple[tuple[str, float], ...] = ()
 
     def after(self, first: Cost) -> Cost:
         """The same where the fit of another comes first."""
         return replace(
             self, fit_tokens=self.fit_tokens + first.fit_tokens, fit_flops=self.fit_flops + first.fit_flops,
-            fit_seconds=self.fit_seconds + first.fit_seconds,
+            fit_seconds=self.fit_seconds + first.fit_seconds, shared=(*self.shared, *first.shared),
         )  # fmt: skip
+
+    def given(self, made: Collection[str]) -> Cost:
+        """The same where some of what is shared is made already."""
+        spared = sum(seconds for name, seconds in self.shared if name in made)
+        left = tuple(each for each in self.shared if each[0] not in made)
+        return replace(self, fit_seconds=self.fit_seconds - spared, shared=left) if spared else self
 
 
 def training_rows(artifact: Artifact, rows: Any) -> Data:

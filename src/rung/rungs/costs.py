@@ -6,7 +6,6 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -108,10 +107,10 @@ def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, outputs: i
     rows = data.train or data.validation
     flops = lexical_flops(artifact, rows[:SAMPLE], outputs)
     flops_of_fit = len(data.train) * flops
-    seconds = FITTING + (0.0 if "sklearn.linear_model" in sys.modules else LOADING)
+    seconds = LOADING + FITTING + machine.inference_seconds(flops_of_fit)
     return Cost(
-        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=seconds + machine.inference_seconds(flops_of_fit),
-        row_tokens=0, row_flops=flops, row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES,
+        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=seconds, row_tokens=0, row_flops=flops,
+        row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES, shared=(("scikit-learn", LOADING),),
     )  # fmt: skip
 
 

@@ -11,9 +11,8 @@ which is the metric of such tasks. The first finds rare labels; the second leave
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -194,19 +193,13 @@ def reader_of(artifact: Artifact, encoder: str) -> tuple[object, ...]:
 
 
 def reading_cost(artifact: Artifact, encoder: str, data: Data, machine: Machine) -> Cost:
-    """Estimate what `vectors_of` the training rows takes: nothing where another fit has read them, else a fold's share.
-
-    The fits of several folds share what they read.
-    """
-    s, first = sizes(artifact, data), artifact.prompt.question(data.train[0].inputs) if data.train else ""
-    reader, rows = reader_of(artifact, encoder), -(-len(data.train) // max(1, len(data.folds)))
-    for known, texts in _VECTORS:
-        place = bisect_left(texts, first)
-        if known == reader and texts[place : place + 1] == (first,):
-            rows = 0
+    """Estimate what `vectors_of` the training rows takes, which the fits of several folds and rungs share."""
+    s, rows = sizes(artifact, data), -(-len(data.train) // max(1, len(data.folds)))
     if encoder:
-        return encoder_cost(encoder, s.question, machine, fit_rows=rows)
-    return forward_cost(s.parameters, s.question, machine, fit_rows=rows)
+        cost = encoder_cost(encoder, s.question, machine, fit_rows=rows)
+    else:
+        cost = forward_cost(s.parameters, s.question, machine, fit_rows=rows)
+    return replace(cost, shared=((f"vectors by {reader_of(artifact, encoder)}", cost.fit_seconds),))
 
 
 def read_in_windows(encoder: str, texts: Sequence[str]) -> dict[str, int]:
