@@ -183,6 +183,16 @@ def test_files_that_cannot_be_a_task(tmp_path: Path) -> None:
     assert caught.value.code == "unreadable-file"
 
 
+def test_rows_in_the_place_of_a_task_are_told_so(tmp_path: Path) -> None:
+    """As when the two arguments of a command are exchanged: the columns of a CSV looked like broken YAML."""
+    for name in ("rows.csv", "rows.jsonl", "rows.csv.gz"):
+        file = tmp_path / name
+        file.write_text("text,label\nText: {text},a\n")
+        with pytest.raises(ConfigError, match=f"{name} holds rows, and is no task file") as caught:
+            Task.load(file)
+        assert f"`rung init {file}`" in str(caught.value.hint)
+
+
 def test_a_byte_order_mark_does_not_shift_columns(tmp_path: Path) -> None:
     assert load(tmp_path, "\ufeff" + FILE).name == "cards"
     error = refused(tmp_path, "\ufeffnam: x\n" + FILE)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from rung.data.loading import load_data
 from rung.data.rows import Data
+from rung.data.sources import READERS, kind_of
 from rung.data.spec import DataSource, TaskSpec
 from rung.errors import ConfigError, Location, suggest
 from rung.progress import card
@@ -69,6 +70,9 @@ class Task(TaskSpec):
             ConfigError: with file, line and column, if anything is wrong.
         """
         path = Path(path)
+        if kind_of(path) in READERS and kind_of(path) != ".json":  # which is YAML, too
+            hint = f"give a task file here; `rung init {path}` makes one from rows"
+            raise ConfigError("bad-yaml", f"{path} holds rows, and is no task file", hint=hint)
         parsed = read_yaml(path)
         for key, text in (overrides or {}).items():
             _override(parsed, key, text)
