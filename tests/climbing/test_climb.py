@@ -413,6 +413,16 @@ def test_what_is_made_in_seconds_has_its_own_learning_curve(tiny_folder, tmp_pat
     assert done.plot.learning_curve().axes[0].get_xlabel() == "training rows of ridge"
 
 
+def test_a_quarter_that_a_rung_cannot_learn_from_gives_no_learning_curve(tiny_folder, tmp_path):
+    rows = [
+        {"text": f"{'two' if i % 60 == 7 else 'one'} of {i}", "price": 20 if i % 60 == 7 else 10} for i in range(120)
+    ]
+    task = Task(name="price", instruction="What is the price?", inputs=["text"], model=str(tiny_folder),
+                output={"column": "price", "kind": "number"}, data={"train": rows})  # fmt: skip
+    result = climb(task, options=ClimbOptions(rungs=("ridge",), out=tmp_path)).result
+    assert (result.recommended, result.curve) == ("ridge", ())
+
+
 def test_sixty_rows_of_three_labels_are_enough_to_recommend(banking, tmp_path):
     result = climb(banking((20, 20, 20)), options=ClimbOptions(rungs=("tfidf-head",), out=tmp_path)).result
     best = next(rung for rung in result.rungs if rung.name == result.recommended)

@@ -158,11 +158,14 @@ def conclude(state: ClimbState) -> ClimbResult:
     answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
     rungs = tuple(related(results, answers, best, state.scoring, seed=state.options.seed))
     advised = NextSteps(())
+    course: Course = ()
+    with state.budget.stage():
+        course = arm_course(state, best)
     with state.budget.stage():
         state.budget.check()
         advised = next_steps(
             state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.number,
-            course=arm_course(state, best), seed=state.options.seed, progress=state.budget,
+            course=course, seed=state.options.seed, progress=state.budget,
         )  # fmt: skip
     if comparisons:
         decisions(state.store.folder, [row.id for row in state.confirm.rows], best)
@@ -200,16 +203,19 @@ def arm_course(state: ClimbState, name: str) -> Course:
     for fold, group in groupby(zip(ruler.rows, ruler.folds, strict=True), key=lambda placed: placed[1]):
         rows = [row for row, _ in group]
         left -= sum(SHARES) * fit + (len(SHARES) + 1) * len(rows) * pace
-        data = arm.rung.rows_to_fit(state.data, state.fold_of(arm, fold))
+        made_for = state.fold_of(arm, fold)
+        data = arm.rung.rows_to_fit(state.data, made_for)
         if left < 0 or len(data.train) < FEWEST:
             break
         order = np.random.default_rng(state.options.seed).permutation(len(data.train))
         for share, measured in points.items():
-            some = [data.train[i] for i in order[: round(share * len(order))]]
+            some = tuple(data.train[i] for i in order[: round(share * len(order))])
             made = state.made(arm, fold)
             if share < 1:
-                base = state.made(arm.base, state.fold_below(arm, state.fold_of(arm, fold)))
-                made = arm.rung.fit(base, replace(data, train=tuple(some)), progress=state.budget)
+                base, part = state.made(arm.base, state.fold_below(arm, made_for)), replace(data, train=some)
+                if not arm.rung.applies(base, part).applies:
+                    return ()
+                made = arm.rung.fit(base, part, progress=state.budget)
             answered = evaluate(made, rows, ruler.split, folder=state.task.folder, progress=state.budget)
             measured.append((len(some), row_values(state.scoring, answered)))
     course = []
