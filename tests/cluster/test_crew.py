@@ -59,7 +59,8 @@ class Records(Inline):
 
     def submit(self, uri, resources):
         job = json.loads(Storage(uri).read())
-        self.kinds.append(f"{job['kind']} {job['options']['key']}")
+        after = f" after {job['options']['after']}" if job["options"].get("after") else ""  # each part is a job
+        self.kinds.append(f"{job['kind']} {job['options']['key']}{after}")
         super().submit(uri, resources)
 
     def capacity(self, resources):
@@ -173,7 +174,7 @@ def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one
         kept = crew._storage.fs.glob(f"{crew._storage.path}/training/*/*/step-*/manifest.json")
         assert kept or share == 1
     assert list(made) == [0.25, 0.5, 1.0]
-    assert executor.kinds == ["fit lora"] * 3
+    assert executor.kinds == ["fit lora", "fit lora after 0.25", "fit lora after 0.5"]
     assert made[1.0].settings["lora"]["losses"] == alone.settings["lora"]["losses"]
     assert len(made[0.25].settings["lora"]["losses"]) == 2
     files = [each.weights.adapter / "adapter_model.safetensors" for each in (made[1.0], alone)]
