@@ -145,7 +145,9 @@ def conclude(state: ClimbState) -> ClimbResult:
         if v.n
     ]  # fmt: skip
     confidence, unsure = _fit_confidence(state, best)
-    results += [_left(state, name, left) for name, left in state.left.items() if name not in state.arms]
+    others = [(name, left) for name, left in state.left.items() if name not in state.arms]
+    others.sort(key=lambda other: other[1].status == "skipped")  # a resumed climb knows first what was begun
+    results += [_left(state, name, left) for name, left in others]
     state.store.note("confirmed", recommended=best, ended=state.budget.limited)
     state.store.drop_folds()
     remarks = [
