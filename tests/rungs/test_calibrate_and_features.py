@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import selection_rows
-from rung.rungs import Calibrate, Features, SystemPrompt, build, names
+from rung.rungs import Calibrate, Features, SystemPrompt, build, linear, names
 from rung.rungs.features import labelled_texts
 from rung.rungs.linear import train_head
 
@@ -69,6 +70,23 @@ def test_the_head_is_scikit_learns_on_standardized_features(labels, weighted):
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)
     np.testing.assert_allclose(probs, oracle.predict_proba((vectors - mean) / scale), atol=1e-4)
+
+
+def test_heads_are_fitted_on_one_thread(monkeypatch):
+    """With two, OpenBLAS took six times as long for products of so few rows."""
+    threads, stratified = [], linear.stratified
+
+    def counted(*arguments):
+        threads.extend(pool["num_threads"] for pool in threadpool_info())
+        return stratified(*arguments)
+
+    monkeypatch.setattr(linear, "stratified", counted)
+    before = threadpool_info()
+    rng = np.random.default_rng(0)
+    train_head([rng.normal(size=(40, 8)).astype(np.float32)], np.arange(40) % 4, 4, seed=0)
+    assert threads
+    assert set(threads) == {1}
+    assert threadpool_info() == before
 
 
 def test_the_names_of_the_labels_are_rows_too(zero, data):

@@ -38,7 +38,7 @@ from rung.models.files import writing
 from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
-from rung.rungs.linear import design, logistic
+from rung.rungs.linear import design, logistic, one_thread
 from rung.yamlfile import sealed, sealed_lines
 
 Numbers = npt.NDArray[np.int64]
@@ -174,6 +174,7 @@ def _trains(name: str) -> bool:
 # ---- the cheap head
 
 
+@one_thread()
 def out_of_fold(vectors: Floats, truth: Numbers, labels: int, seed: int) -> Array:
     """Compute label probabilities of every row by a head that was fitted without it, shape [rows, labels]."""
     rows, fold = design([vectors]).rows, _folds(truth, seed)
@@ -186,6 +187,7 @@ def out_of_fold(vectors: Floats, truth: Numbers, labels: int, seed: int) -> Arra
     return np.asarray(probs / probs.sum(1, keepdims=True), dtype=np.float64)
 
 
+@one_thread()
 def learning_curve(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> Curve:
     """Measure the accuracy of a head on other rows, when it is fitted on a quarter, a half and all of the rows.
 

@@ -131,7 +131,12 @@ def head_cost(data: Data, machine: Machine, columns: float, *, mixed: bool = Fal
     if columns > rows and rows <= ROTATED:
         flops += (len(LEXICAL) if mixed else 1) * rotation_flops(rows)
     fits = (FOLDS * choices + 1) * (labels if several else 1)
-    return Cost(0, flops, fits * A_FIT + machine.inference_seconds(flops), 0, 0.0, 0.0, LEXICAL_BYTES)
+    return Cost(0, flops, fits * A_FIT + one_thread_seconds(flops, machine), 0, 0.0, 0.0, LEXICAL_BYTES)
+
+
+def one_thread_seconds(flops: float, machine: Machine) -> float:
+    """The time of operations that run on one thread: see `rung.rungs.linear.one_thread`."""
+    return machine.cores * machine.inference_seconds(flops)
 
 
 def rotation_flops(rows: int) -> float:

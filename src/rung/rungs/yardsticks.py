@@ -25,7 +25,7 @@ from rung.evaluation.metrics.text import squad_words
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
-from rung.rungs.costs import lexical_cost, rotation_flops
+from rung.rungs.costs import lexical_cost, one_thread_seconds, rotation_flops
 from rung.rungs.features import (
     answering_alone,
     head_key,
@@ -204,7 +204,7 @@ class NumberRidge(Yardstick):
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One reading of the training rows, and the fit."""
         lexical, turned = lexical_cost(artifact, data, machine, outputs=1), 2 * rotation_flops(len(data.train))
-        lexical = replace(lexical, fit_seconds=lexical.fit_seconds + machine.inference_seconds(turned))
+        lexical = replace(lexical, fit_seconds=lexical.fit_seconds + one_thread_seconds(turned, machine))
         if self.encoder is None:
             return lexical
         return reading_cost(artifact, self.encoder, data, machine).after(lexical)
