@@ -21,7 +21,7 @@ from rung.retrieval.retriever import Retriever
 
 FORWARD = 2  # operations per parameter and token
 SAMPLE = 32  # rows whose tokens are counted
-BATCH = 8  # rows that are answered together, at least
+TOGETHER = 8  # rows that are answered together: alone, a slow row takes two to nine times as long
 REASONING_TOKENS = 128  # the expected length of a chain of thought
 
 
@@ -86,7 +86,7 @@ def prompt_tokens(parts: PromptParts, sizes: Sizes) -> float:
     if shown is not None:
         context = min(shown.k * (sizes.question + sizes.answer + 8), shown.token_budget)
         if shown.same_for_all and not is_endpoint(parts.model):
-            context /= BATCH
+            context /= TOGETHER
     if (retriever := parts.retriever) is not None:
         context += passage_tokens(retriever)
         context += retriever.demonstration_passages * retriever.passage_tokens * (shown.k if shown is not None else 0)

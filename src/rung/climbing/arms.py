@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import NoReturn
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.costs import TOGETHER
 from rung.artifact.files import MANIFEST
 from rung.climbing.budget import Budget, duration_text
 from rung.climbing.options import REFUSED, ClimbOptions, Crew
@@ -40,8 +41,7 @@ from rung.task import Task
 
 BOARD = 8  # arms that are shown while the climb goes on
 BATCH = 32  # rows answered between two writes: what a kill may cost
-BATCH_SECONDS = 4.0  # the same in time, where rows are slow, but
-TOGETHER = 8  # rows that are answered together where the budget lets them: alone, each takes two to nine times as long
+BATCH_SECONDS = 4.0  # the same in time, unless fewer rows than `TOGETHER` take as long
 FIRST_ROWS = 2  # of an arm, where there is a budget
 OPENING_SECONDS = 4.0  # that the libraries and weights of a local language model take to load
 NEAR = 30.0  # estimates of two arms within this factor are corrected alike
@@ -240,7 +240,7 @@ class ClimbState:
     proven: str = ""  # the arm that was last shown to be better than the incumbent
     overran: set[str] = field(default_factory=set)  # arms that took too much of the budget
     opened: set[str] = field(default_factory=set)  # language models that have answered
-    scoring_seconds: float = 0.0  # that the metric takes for an answer: a judge's verdict, say
+    scoring_seconds: float = 0.0  # what the metric takes for an answer, such as a judge's verdict
     number: int = 1  # of this decision among those that the same rows have made
     model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
     crew: Crew | None = None  # workers that share the work

@@ -94,8 +94,8 @@ class Cost:
         row_seconds: time of one prediction in a batch.
         memory_bytes: peak memory, model included.
         written_tokens: those of `row_tokens` that are written one after the other.
-        shared: what of fitting the fits of other rungs need as well, such as the vectors of the training rows by an
-            encoder, and the seconds of `fit_seconds` that it takes where no other has made it.
+        shared: parts of the fit that other rungs need as well, such as an encoder's vectors of the training rows, each
+            with its share of `fit_seconds`. The first rung to be made makes them for all.
     """
 
     fit_tokens: int
@@ -116,7 +116,7 @@ class Cost:
         )  # fmt: skip
 
     def given(self, made: Collection[str]) -> Cost:
-        """The same where some of what is shared is made already."""
+        """The same where other rungs have made some of the shared parts."""
         spared = sum(seconds for name, seconds in self.shared if name in made)
         left = tuple(each for each in self.shared if each[0] not in made)
         return replace(self, fit_seconds=self.fit_seconds - spared, shared=left) if spared else self

@@ -33,7 +33,7 @@ LOADING = 1.0  # seconds to import scikit-learn
 A_FIT = 0.0015  # seconds of one logistic regression, however few its rows
 STEPS, LAST_STEPS = 20, 100  # of a logistic regression that chooses a penalty, and of the final one
 MIXED = 1.3  # times as many where two kinds of features are weighed
-NARROW = 600  # a step takes as long as the products with this many rows, and those with its own
+NARROW = 600  # rows whose products take as long as the rest of a step
 
 
 def sizes(artifact: Artifact, data: Data) -> Sizes:
