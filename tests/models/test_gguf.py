@@ -205,6 +205,65 @@ def test_what_cannot_be_rebuilt_is_refused(values):
     assert caught.value.code == "gguf-unsupported"
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("gpt2", "general.architecture"), ("gpt2", "tokenizer.ggml.tokens"), ("gpt2", "tokenizer.ggml.merges"),
+        ("llama", "tokenizer.ggml.scores"), ("llama", "tokenizer.ggml.token_type"),
+    ],
+)  # fmt: skip
+def test_a_file_without_a_needed_setting_is_refused(kind, key):
+    values = metadata(kind=kind, **{"tokenizer.ggml.scores": [0.0] * 4})
+    del values[key]
+    with pytest.raises(ModelError, match=rf"x\.gguf has no {key}$") as caught:
+        gguf_tokenizer.build(values, "x.gguf")
+    assert caught.value.code == "gguf-unsupported"
+
+
+def sentencepiece(pieces, **more):
+    """The metadata of a SentencePiece vocabulary: these pieces and their scores, after the bytes."""
+    tokens = {"<unk>": 0.0, "<s>": 0.0, "</s>": 0.0, **dict.fromkeys(gguf_tokenizer.BYTES, 0.0), **pieces}
+    return metadata(kind="llama") | {
+        "tokenizer.ggml.tokens": list(tokens), "tokenizer.ggml.scores": list(tokens.values()),
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(pieces)],
+        "tokenizer.ggml.eos_token_id": 2, **more,
+    }  # fmt: skip
+
+
+def test_the_neighbours_with_the_highest_score_merge_first():
+    letters = {"▁": -9.0, "a": -9.0, "b": -9.0, "c": -9.0}
+    for first, second, pieces in (("ab", "bc", ["▁", "ab", "c"]), ("bc", "ab", ["▁", "a", "bc"])):
+        values = sentencepiece({**letters, first: -1.0, second: -2.0})
+        assert gguf_tokenizer.build(values, "x.gguf").tokenizer.encode("abc", add_special_tokens=False).tokens == pieces
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_keeps_spaces_lines_and_unknown_characters(prefix):
+    values = sentencepiece({"▁": -9.0, "a": -9.0}, **{"tokenizer.ggml.add_space_prefix": prefix})
+    tokenizer = gguf_tokenizer.build(values, "x.gguf").tokenizer
+    encoded = tokenizer.encode("a a\né", add_special_tokens=False)
+    assert encoded.tokens == [*["▁"] * prefix, "a", "▁", "a", "<0x0A>", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(encoded.ids) == "a a\né"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "problem"),
+    [
+        ({"a": -9.0, "b": -9.0, "c": -9.0, "ab": -1.0, "bc": -1.0}, "share their score with another one, such as 'ab'"),
+        ({"a": -9.0, "ab": -1.0}, "have a character that is no token, such as 'ab'"),
+    ],
+)
+def test_a_sentencepiece_vocabulary_with_two_readings_is_refused(pieces, problem):
+    with pytest.raises(ModelError, match=rf"x\.gguf: the SentencePiece .* {problem}") as caught:
+        gguf_tokenizer.build(sentencepiece(pieces), "x.gguf")
+    assert caught.value.code == "gguf-unsupported"
+
+
+def test_a_sentencepiece_vocabulary_without_bytes_is_refused():
+    with pytest.raises(ModelError, match="no tokens for 256 of the 256 bytes, such as '<0x00>'"):
+        gguf_tokenizer.build(metadata(kind="llama", **{"tokenizer.ggml.scores": [0.0] * 4}), "x.gguf")
+
+
 def test_a_damaged_file(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model at all")
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:

@@ -9,7 +9,7 @@ from llama_cpp import ask, continued, greedy, logprobs
 
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
-from rung.errors import EngineError
+from rung.errors import EngineError, ModelError
 from rung.export.gguf import write_gguf
 from rung.models.gguf import WHOLE_WORDS, read_metadata
 from rung.models.reference import resolve
@@ -257,6 +257,187 @@ def test_a_splitter_that_llama_cpp_does_not_know_is_refused(tmp_path):
     build(tmp_path, "Llama", {}, byte_level(tmp_path, ByteLevel(add_prefix_space=True)))
     with pytest.raises(EngineError, match="splits text like none"):
         write_gguf(tmp_path, tmp_path / "m.gguf")
+
+
+# ---- files that Rung reads back: the same model and the same tokens, or a refusal by name
+
+REFUSED = ("gemma", "smollm3", "olmo", "olmo2", "olmo3")  # transformers reads no GGUF files of these
+
+
+def read_back(folder, monkeypatch, precision="f32"):
+    """Import the exported model into an empty cache."""
+    monkeypatch.setenv("RUNG_CACHE", str(folder / "cache"))
+    write_gguf(folder, folder / "m.gguf", precision=precision)
+    return resolve(str(folder / "m.gguf")).folder
+
+
+def loaded(folder, **settings):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **settings)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_imported_model_computes_what_the_exported_one_does(tmp_path, monkeypatch, name):
+    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, splitter("gpt-2")))
+    if name in REFUSED:
+        with pytest.raises(ModelError, match=r"m\.gguf: .*not supported") as caught:
+            read_back(tmp_path, monkeypatch)
+        assert caught.value.code == "gguf-unsupported"
+        return
+    folder = read_back(tmp_path, monkeypatch)
+    ids = torch.randint(3, 300, (1, 250))
+    wanted = model(ids).logits
+    torch.testing.assert_close(loaded(folder)(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+    if "-rope-" in name:  # without the scaling, positions far into the text are others
+        config = model.config.__class__.from_pretrained(folder)
+        config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
+        assert (loaded(folder, config=config)(ids).logits - wanted)[0, -1].abs().max() > 0.1
+
+
+def test_the_settings_of_llama_3_come_back(tmp_path, monkeypatch):
+    rope = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}
+    settings = {"rope_parameters": rope, "head_dim": 64, "max_position_embeddings": 131072}
+    build(tmp_path, "Llama", settings, byte_level(tmp_path, splitter("gpt-2")))
+    config = json.loads((read_back(tmp_path, monkeypatch) / "config.json").read_text())
+    assert config["rope_parameters"] == rope
+
+
+@pytest.mark.parametrize("low", [1.5, 3.9])
+def test_other_factors_than_those_of_llama_3_are_refused(tmp_path, monkeypatch, low):
+    settings = {"rope_parameters": LLAMA3 | {"low_freq_factor": low}, "head_dim": 64}
+    build(tmp_path, "Llama", settings, byte_level(tmp_path, splitter("gpt-2")))
+    with pytest.raises(ModelError, match=r"m\.gguf has 1 settings or tensors .*: rope_freqs\.weight"):
+        read_back(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("architecture", "settings"), [("Gemma2", GEMMA), ("Gemma3", GEMMA)])
+def test_the_scale_of_attention_and_the_caps_come_back(tmp_path, monkeypatch, architecture, settings):
+    caps = {"final_logit_softcapping": 7.0} | ({"attn_logit_softcapping": 9.0} if architecture == "Gemma2" else {})
+    linear = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    rope = {"rope_parameters": linear, "num_hidden_layers": 7} if architecture == "Gemma3" else {}
+    model = build(tmp_path, architecture, settings | caps | rope, byte_level(tmp_path, splitter("gpt-2")))
+    ids = torch.randint(3, 300, (1, 200))
+    found = loaded(read_back(tmp_path, monkeypatch))(ids).logits
+    torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+TEXTS = [
+    TEXT, " leading and trailing ", "a\n\nb\n  c\td", "façade e\u0301 ñ", "🚀🦙 中文 Ω жук", "", " ", "   ",
+    "<s>the words</s> then  <s>", "aaaa   aaaa",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Phi3", "Gemma2", "Gemma3"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_imported_sentencepiece_tokens_are_the_exported_ones(tmp_path, monkeypatch, architecture, prefix):
+    size = sentencepiece(tmp_path, prefix)
+    build(tmp_path, architecture, GEMMA if "Gemma" in architecture else {}, size)
+    ours, theirs = Tokenizer.load(read_back(tmp_path, monkeypatch, "f16")), Tokenizer.load(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.encode_plain(text) == theirs.encode_plain(text)
+        assert ours.decode(ours.encode_plain(text), skip_special=False) == text
+    assert (ours.bos_id, ours.eos_ids, ours.unk_id) == (1, frozenset({2}), 0)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_reads_special_tokens_in_text_as_the_imported_tokenizer(tmp_path, monkeypatch, prefix):
+    size = sentencepiece(tmp_path, prefix)
+    build(tmp_path, "Llama", {}, size)
+    tokenizer = Tokenizer.load(read_back(tmp_path, monkeypatch))
+    text, spoken = "<s>the words</s> then  <s> Ω\n\nfaçade 🚀", tokenizer.encode_plain("a")[-1]
+    ours = logprobs(tmp_path / "m.gguf", list(tokenizer.encode(text)), size, spoken)
+    assert logprobs(tmp_path / "m.gguf", text, size, spoken) == ours
+
+
+def rewritten(file, target, *, architecture="llama", without=None, settings=None, tensors=None):
+    """Copy a GGUF file without the keys that begin so, and with more settings and tensors."""
+    read, writer = gguf.GGUFReader(file), gguf.GGUFWriter(target, architecture)
+    for name, entry in read.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture", without or "GGUF.")):
+            items = entry.types[1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, entry.contents(), entry.types[0], items)
+    add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
+    for name, value in (settings or {}).items():
+        add[type(value)](name, value)
+    own = {tensor.name: np.array(tensor.data) for tensor in read.tensors} if architecture == "llama" else {}
+    for name, values in {**own, **(tensors or {})}.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    build(tmp_path, "Llama", {}, byte_level(tmp_path, splitter("gpt-2")))
+    write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
+    return tmp_path / "m.gguf"
+
+
+YARN_KEYS = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "named"),
+    [
+        ({"llama.rope.scaling.type": "longrope"}, {}, "llama.rope.scaling.type"),
+        ({**YARN_KEYS, "llama.rope.scaling.attn_factor": 2.0}, {}, "llama.rope.scaling.attn_factor"),
+        ({"llama.rope.dimension_count": 8}, {}, "llama.rope.dimension_count"),
+        ({"llama.attention.value_length": 8}, {}, "llama.attention.value_length"),
+        ({"llama.attention.sliding_window": 8}, {}, "llama.attention.sliding_window"),
+        ({"llama.expert_count": 2}, {}, "llama.expert_count"),
+        ({}, {"blk.0.attn_q.bias": np.ones(64, np.float32)}, "blk.0.attn_q.bias"),
+        ({}, {"rope_freqs.weight": np.arange(8, dtype=np.float32)}, "rope_freqs.weight"),
+        (YARN_KEYS, {"rope_freqs.weight": np.ones(8, np.float32)}, "rope_freqs.weight"),
+        ({}, {"rope_factors_long.weight": np.ones(8, np.float32)}, "rope_factors_long.weight"),
+    ],
+)
+def test_what_would_be_left_unread_is_refused_by_name(small, tmp_path, settings, tensors, named):
+    file = rewritten(small, tmp_path / "n.gguf", without=next(iter(settings), None), settings=settings, tensors=tensors)
+    with pytest.raises(
+        ModelError, match=rf"n\.gguf has 1 settings or tensors that Rung cannot convert: {named}$"
+    ) as caught:
+        resolve(str(file))
+    assert (caught.value.code, "original safetensors" in caught.value.hint) == ("gguf-unsupported", True)
+
+
+def test_the_older_name_of_linear_scaling_is_read(small, tmp_path):
+    file = rewritten(small, tmp_path / "n.gguf", settings={"llama.rope.scale_linear": 4.0})
+    config = json.loads((resolve(str(file)).folder / "config.json").read_text())
+    assert config["rope_parameters"] == {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+
+
+def test_starcoder2_keeps_the_base_of_its_frequencies(small, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    rope = {"rope_type": "default", "rope_theta": 999999.0}
+    model = build(source, "Starcoder2", {"rope_parameters": rope}, 300)
+    config, names = model.config, gguf.get_tensor_name_map(gguf.MODEL_ARCH.STARCODER2, 2)
+    settings = {
+        "block_count": 2, "context_length": 256, "embedding_length": 64, "feed_forward_length": 96,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "attention.layer_norm_epsilon": config.norm_epsilon,
+        "rope.freq_base": 999999.0,
+    }  # fmt: skip
+    tensors = {
+        names.get_name(name, try_suffixes=(".weight", ".bias")): values.numpy()
+        for name, values in model.state_dict().items()
+        if name != "lm_head.weight" or not config.tie_word_embeddings
+    }
+    file = rewritten(
+        small, tmp_path / "n.gguf", architecture="starcoder2", without="llama.",
+        settings={f"starcoder2.{key}": value for key, value in settings.items()}, tensors=tensors,
+    )  # fmt: skip
+    ids = torch.randint(3, 300, (1, 200))
+    found = loaded(resolve(str(file)).folder)(ids).logits
+    torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -19,7 +19,22 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError, needed_by
-from rung.models.gguf import CONTROL, ENDS, USER_DEFINED, WHOLE_WORDS, pre_tokenizer
+from rung.models.gguf import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    ENDS,
+    LONG_FACTORS,
+    ODD_SCALE_LAYERS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    SPACE,
+    UNKNOWN,
+    USER_DEFINED,
+    WHOLE_WORDS,
+    pre_tokenizer,
+)
+from rung.models.hub import loaded_weights
 from rung.models.messages import end_token
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -29,7 +44,6 @@ Load = Callable[[], Floats]
 
 FILE_TYPES: dict[GgufPrecision, int] = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's `llama_ftype`
 BLOCK = 32  # weights that share a scale in Q8_0; rows of other lengths stay F16
-ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,6 @@ class Family:
     windowless: bool = False  # llama.cpp ignores a window: the model must not have one within its context
     rotated: int = 0  # the last of every so many layers has no rotary embeddings; 0: all have
     layer_norm: bool = False  # norms subtract the mean, and have no weights
-    odd_scale_layers: int = 0  # with this many layers attention is scaled by hidden size over heads, not by head size
 
 
 FAMILIES = {
@@ -52,8 +65,8 @@ FAMILIES = {
     "Qwen2ForCausalLM": Family("qwen2"),
     "Qwen3ForCausalLM": Family("qwen3"),
     "GemmaForCausalLM": Family("gemma", "gelu", norm_shift=1.0),
-    "Gemma2ForCausalLM": Family("gemma2", "gelu", norm_shift=1.0, window_period=2, odd_scale_layers=46),
-    "Gemma3ForCausalLM": Family("gemma3", "gelu", norm_shift=1.0, window_period=6, odd_scale_layers=62),
+    "Gemma2ForCausalLM": Family("gemma2", "gelu", norm_shift=1.0, window_period=2),
+    "Gemma3ForCausalLM": Family("gemma3", "gelu", norm_shift=1.0, window_period=6),
     "MistralForCausalLM": Family("llama", pairs=True, windowless=True),
     "OlmoForCausalLM": Family("olmo", pairs=True, layer_norm=True),
     "Olmo2ForCausalLM": Family("olmo2"),
@@ -148,8 +161,8 @@ def _family(config: Any) -> Family:
     windows = [period and (i + 1) % period for i in range(config.num_hidden_layers)]
     if not family.windowless and kinds != ["sliding_attention" if window else "full_attention" for window in windows]:
         raise _unsupported(f"{name} whose layers' windows do not follow the pattern that llama.cpp assumes")
-    if family.odd_scale_layers:
-        odd = config.num_hidden_layers == family.odd_scale_layers
+    if odd_layers := ODD_SCALE_LAYERS.get(family.arch):
+        odd = config.num_hidden_layers == odd_layers
         scale = config.hidden_size / config.num_attention_heads if odd else config.head_dim
         if (scalar := config.query_pre_attn_scalar) != scale:
             raise _unsupported(f"{name} with query_pre_attn_scalar {scalar}, where llama.cpp assumes {scale:g}")
@@ -232,7 +245,8 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> dict[str, Floats]:
         writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_rope_scaling_attn_factors(float(attention))
         # llama.cpp takes the long factors where the whole context is longer, transformers where the text is.
-        return {f"rope_factors_{n}.weight": np.array(rope[f"{n}_factor"], np.float32) for n in ("long", "short")}
+        names = {LONG_FACTORS: "long_factor", SHORT_FACTORS: "short_factor"}
+        return {name: np.array(rope[factors], np.float32) for name, factors in names.items()}
     elif kind != "default":
         raise _unsupported(f"rotary embeddings of type {kind!r} with {', '.join(sorted(rope))}")
     return {}
@@ -263,7 +277,7 @@ def _tensors(folder: Path, config: Any, family: Family, gguf: Any) -> Iterator[t
     """GGUF's name, the shape, and a function that reads it, of every tensor in the folder."""
     from safetensors import safe_open
 
-    files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+    files: list[Any] = [safe_open(file, "pt") for file in loaded_weights(folder)]
     file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
     if config.tie_word_embeddings:
         file_of.pop("lm_head.weight", None)
@@ -296,10 +310,8 @@ def _as_pairs(values: Floats, heads: int) -> Floats:
 
 # ---- the tokenizer: tokens, their types, merges or scores, special tokens, chat template
 
-NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; the reader shares its others
+NORMAL, UNUSED = 1, 5  # tokenizer.ggml.token_type; the reader shares its others
 BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken")  # as llama.cpp spells them
-SPACE = "▁"  # what SentencePiece writes for a space
-BYTES = [f"<0x{value:02X}>" for value in range(256)]
 PROBE = (  # what pre-tokenizers disagree about: digits, contractions, spaces, line ends, scripts, signs
     "Hello World's 3 33 333 3333 33333 don't DON'T we'll  two   three\n\n \n\t\ttabs\r\n"
     "x=1+2;//* naïve façade Ünï 12.5% $1,000 ___ 中文字符 日本語 кириллица العربية हिन्दी ไทย 🚀🦙 ½ ² é e\u0301 "
