@@ -1,3 +1,4 @@
+import gc
 import re
 from pathlib import Path
 
@@ -26,6 +27,21 @@ def test_the_class_of_the_error_is_the_callers():
 def test_other_errors_pass():
     with pytest.raises(ValueError, match=r"^other$"), needed_by("it"):
         raise ValueError("other")
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_during_an_import_and_then_as_before(collects):
+    try:
+        if not collects:
+            gc.disable()
+        with needed_by("it"):
+            assert not gc.isenabled()
+        assert gc.isenabled() == collects
+        with pytest.raises(MachineError), needed_by("it"):
+            raise ModuleNotFoundError(name="nothing_there")
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
 
 
 ROOT = Path(__file__).parents[1]

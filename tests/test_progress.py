@@ -120,3 +120,40 @@ def test_elsewhere_a_board_is_a_line_every_ten_seconds(clock, capsys):
         clock[0] = second
         shown.board(["climb"], f"{second} s: tfidf-head 75 %")
     assert capsys.readouterr().err.splitlines() == [f"{second} s: tfidf-head 75 %" for second in (0, 12, 24)]
+
+
+def test_in_a_notebook_a_board_is_drawn_in_one_output(monkeypatch, capsys):
+    outputs = []
+
+    class Handle:
+        def __init__(self, bundle):
+            self.texts = [bundle["text/plain"]]
+            outputs.append(self)
+
+        def update(self, bundle, *, raw):
+            assert raw
+            self.texts.append(bundle["text/plain"])
+
+    def display(bundle, *, raw, display_id):
+        assert (raw, display_id) == (True, True)  # a bundle by type, in an output that can be updated
+        return Handle(bundle)
+
+    kernel = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    shown = TerminalProgress()
+    for _ in range(2):  # two climbs
+        shown.board(["climb: 1 s", "  tfidf-head  75 %"], "tfidf-head 75 %")
+        shown.board(["climb: 2 s", "  \x1b[31mtfidf-head  80 %"], "tfidf-head 80 %")
+        shown.board(())
+        shown.board(())
+    assert [each.texts for each in outputs] == [
+        ["climb: 1 s\n  tfidf-head  75 %", "climb: 2 s\n  \ufffd[31mtfidf-head  80 %", ""]
+    ] * 2
+    assert capsys.readouterr().err == ""
+
+
+def test_outside_of_notebooks_a_board_imports_nothing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    TerminalProgress().board(["climb: 1 s"], "tfidf-head 75 %")
+    assert "IPython" not in sys.modules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import re
 import shutil
 import sys
@@ -100,7 +101,8 @@ QUIET: Progress = Quiet()
 class TerminalProgress:
     """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere.
 
-    On a terminal a board stands above the step; elsewhere its news is a line every ten seconds.
+    On a terminal a board stands above the step, and in a notebook in an output of its own, each drawn in place;
+    elsewhere its news is a line every ten seconds.
     """
 
     INTERVAL_LIVE = 0.2
@@ -114,6 +116,7 @@ class TerminalProgress:
         self._board: list[str] = []
         self._drawn = 0  # lines of the board on the screen, above the cursor
         self._told = -self.INTERVAL_LOG
+        self._output: Any = None  # the notebook's output with the board
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -163,14 +166,26 @@ class TerminalProgress:
             self._write("", end="")
 
     def board(self, lines: Sequence[str], news: str = "") -> None:
-        """Draw the board anew on a terminal, below what was said; elsewhere print the news, if it is time for it."""
-        if sys.stderr.isatty():
+        """Draw the board anew, on a terminal below what was said; elsewhere print the news, if it is time for it."""
+        if _in_notebook():
+            self._draw_output("\n".join(map(clean, lines)))
+        elif sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
             self._board = [clean(line)[:width] for line in lines]
             self._write("", end="")
         elif news and (now := time.monotonic()) - self._told >= self.INTERVAL_LOG:
             self._told = now
             self._write(news, end="\n")
+
+    def _draw_output(self, text: str) -> None:
+        """Show text in one output of the notebook; no text empties it, and the next text begins another."""
+        shown = {"text/plain": text}
+        if self._output is not None:
+            self._output.update(shown, raw=True)
+        elif text:  # IPython runs here, so this loads nothing new
+            self._output = importlib.import_module("IPython.display").display(shown, raw=True, display_id=True)
+        if not text:
+            self._output = None
 
     def _write(self, text: str, end: str) -> None:
         wipe = "\r" + " " * 120 + "\r" if _in_notebook() else "\r\x1b[2K"  # notebooks know no erasing

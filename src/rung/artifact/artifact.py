@@ -273,11 +273,12 @@ class Artifact:
             return fingerprint(self.save(Path(folder) / "artifact"))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, progress: Progress = QUIET) -> Self:
         """Read an artifact back, checking every file, the base model and the prompt's fingerprint.
 
         Args:
             folder: the artifact's folder, or the run folder of a climb, whose recommended artifact is read.
+            progress: reports the download of a base model that is not here yet.
 
         Raises:
             ArtifactError: the folder is not an artifact, a file is missing, changed or not listed, the prompt does not
@@ -288,16 +289,16 @@ class Artifact:
         file = folder / "artifact.json"
         values = artifact_settings(folder)
         try:
-            return cls._of(folder, values)
+            return cls._of(folder, values, progress)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as wrong:
             # Only a forged or damaged file has other keys or types than `save` writes.
             raise damaged(file, f"does not describe an artifact: {type(wrong).__name__}: {wrong}") from wrong
 
     @classmethod
-    def _of(cls, folder: Path, values: dict[str, Any]) -> Self:
+    def _of(cls, folder: Path, values: dict[str, Any], progress: Progress) -> Self:
         """Rebuild an artifact from the contents of its artifact.json."""
         arrays = read_arrays(folder / "arrays.safetensors")
-        reader = ArtifactReader(folder, arrays, lambda name: cls.load(folder / name))
+        reader = ArtifactReader(folder, arrays, lambda name: cls.load(folder / name, progress), progress)
         prompt = Prompt.from_dict(values["prompt"])
         if prompt.fingerprint != values["prompt_fingerprint"]:
             problem = f"{folder}: this version of Rung renders the prompt of the artifact differently"
