@@ -124,6 +124,14 @@ def test_rows_call_tools_until_they_answer(folder):
     assert one.messages[0]["content"] == head
 
 
+def test_a_thought_before_a_turn_is_no_part_of_it(folder):
+    zero = Artifact.zero_shot(task(folder))
+    turns = [f"<think>{{ which tool? }}</think>\n{call('double', number=1)}", f"<think>so 2</think>{said('2')}"]
+    (one,), engine = ask(zero, {"q": turns})
+    assert (one.text, [step.outcome for step in one.steps]) == ("2", ["result", "answer"])
+    assert engine.requests[1][0].prompt[2]["content"] == call("double", number=1)
+
+
 def test_failures_and_malformed_turns_are_told_and_counted(folder):
     zero = Artifact.zero_shot(task(folder))
     script = [
@@ -200,7 +208,7 @@ def test_steps_are_saved_with_predictions(folder):
 def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, monkeypatch):
     shutil.move(folder / "mytools.py", folder / "own.py")  # the other name can be imported from anywhere here
     for user in ("artifact", "decoder"):
-        monkeypatch.setattr(f"rung.artifact.{user}.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
+        monkeypatch.setattr(f"rung.artifact.{user}.resolve", lambda model, **_: type("Files", (), {"fingerprint": "f"}))
     zero = replace(Artifact.zero_shot(task(folder, "['own:double']")), engine="torch")
     saved = zero.save(tmp_path_factory.mktemp("saved") / "artifact")
     assert Artifact.load(saved) == zero

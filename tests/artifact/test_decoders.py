@@ -76,3 +76,10 @@ def test_an_answer_without_probabilities_cannot_be_mixed():
     with pytest.raises(EngineError) as caught:
         label_probabilities(answers)
     assert caught.value.code == "no-probabilities"
+
+
+@pytest.mark.parametrize(
+    ("chain", "right"), [("<think>it is 3</think>\nIt is 4.", "4"), ("<think>so it is 4", ""), ("It is 4.", "4")]
+)
+def test_a_thought_that_nothing_asked_for_is_no_part_of_a_chain(chain, right):
+    assert Reasoning("number")._answer(chain) == right

@@ -23,7 +23,7 @@ def command(monkeypatch, capsys):
         artifact = looking_in(
             FakeIndex(DOCUMENTS), monkeypatch, answer=lambda text: answer, order="best_first", **settings
         )
-        monkeypatch.setattr(Artifact, "load", lambda folder: artifact)
+        monkeypatch.setattr(Artifact, "load", lambda *_: artifact)
         monkeypatch.setattr(trust, "permits_of", lambda folder: [])  # there is no folder
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         app(list(arguments), standalone_mode=False)

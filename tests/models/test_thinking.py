@@ -18,7 +18,7 @@ from rung.engines.opening import open_torch
 from rung.errors import ConfigError, ModelError
 from rung.models.messages import encode_messages, with_thinking, with_thought
 from rung.models.reference import resolve
-from rung.models.thinking import answer_beginning, split_thought, thought_beginning
+from rung.models.thinking import AfterThought, answer_beginning, split_thought, thought_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.prompts.prompt import Prompt
 from rung.task import Task
@@ -138,6 +138,20 @@ def test_thoughts_in_tags_are_taken_off():
     assert split_thought("<think>\na\n</think>\n\nb </think>") == ("a", "b </think>")
     assert split_thought("a</think>b") == ("a", "b")  # the prompt ended with the opening tag
     assert split_thought("no thought") == ("", "no thought")
+    assert split_thought(" <think>cut") == ("cut", "")  # an answer that never began
+
+
+WRITTEN = (
+    "<think>\na < b\n</think>\n\nb <i>", "<think>a</think>", "<think>a", "<thi", "<thin line", " no <think>", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_thought_is_taken_off_a_text_that_comes_in_pieces(text, size):
+    shown = AfterThought()
+    pieces = [shown.more(text[start : start + size]) for start in range(0, len(text), size)]
+    assert "".join([*pieces, shown.end()]) == split_thought(text)[1]
 
 
 # ---- a model that thinks

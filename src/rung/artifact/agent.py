@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -26,7 +26,7 @@ from rung.data.sections import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.reference import is_endpoint, resolve
-from rung.models.thinking import answer_beginning
+from rung.models.thinking import answer_beginning, split_thought
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 from rung.user_code import require
@@ -164,6 +164,7 @@ class Agent(Prompted):
 
     def _take(self, run: _AgentRun, generation: Generation, *, last: bool) -> None:
         """Process one turn of the model: an answer, tool calls, or malformed text."""
+        generation = replace(generation, text=split_thought(generation.text)[1])
         raw, tokens = generation.text, generation.completion_tokens
         run.prompt_tokens += generation.prompt_tokens
         run.cached_tokens += generation.cached_tokens

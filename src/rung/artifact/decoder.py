@@ -28,6 +28,7 @@ from rung.engines.base import Engine, Floats, GenerateRequest
 from rung.errors import ArtifactError, EngineError, ModelError
 from rung.models.messages import Messages
 from rung.models.reference import resolve
+from rung.models.thinking import split_thought
 from rung.progress import QUIET, Progress, card
 from rung.prompts.overflow import Rendered
 from rung.retrieval import passage
@@ -159,10 +160,11 @@ class ArtifactReader:
     folder: Path
     arrays: Mapping[str, npt.NDArray[Any]]
     load_member: Callable[[str], Composition]
+    progress: Progress = QUIET  # of the download of a model that is not here yet
 
     def check_model(self, reference: str, fingerprint: str) -> None:
         """Raise ArtifactError `model-mismatch` unless a model is the one that the artifact was made with."""
-        current = resolve(reference).fingerprint
+        current = resolve(reference, progress=self.progress).fingerprint
         if current != fingerprint:
             versions = f"of fingerprint {fingerprint[:12]}, but here it is {current[:12]}"
             hint = "restore that version of the base model, or climb again on this one"
@@ -538,9 +540,11 @@ def _after(answer: Answer, thinking: Thinking, asked: Messages) -> Answer:
 def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
     """Add the passages shown, the citations, and what was left out of the prompt, to an answer.
 
-    If the model cites nothing, each of its sentences that a sentence of the passages supports gets that citation.
+    A thought that the model wrote before its answer, though nothing asked it to, is no part of the answer. If the model
+    cites nothing, each of its sentences that a sentence of the passages supports gets that citation.
     """
-    text = answer.text
+    thought, text = split_thought(answer.text)
+    written = text
     if artifact.signature.kind == "chat" and rendered.messages:
         text = spoken(text, tools="tools" in rendered.messages[0])
     citations: tuple[Citation, ...] = ()
@@ -550,7 +554,8 @@ def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
     return replace(
         answer,
         text=text,
-        written=answer.text,
+        written=written,
+        reasoning=answer.reasoning or thought,
         citations=citations,
         passages=rendered.passages,
         refused=rendered.refused,

@@ -13,6 +13,7 @@ from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
 from rung.engines.constraints import schema_problem
 from rung.models.bounded import found
 from rung.models.messages import Messages
+from rung.models.thinking import split_thought
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
 from rung.yamlfile import json_value
@@ -195,7 +196,7 @@ class Reasoning(Prompted):
         return answers
 
     def _answer(self, chain: str) -> str:
-        text = extracted(chain, self.extract, self.texts)
+        text = extracted(split_thought(chain)[1], self.extract, self.texts)
         return text if self.regex is None or found(self.regex, text, whole=True) else ""
 
 

@@ -46,13 +46,44 @@ class Thought(Beginning):
         return tag.group() if tag else self.end.strip()
 
 
-_WRITTEN = re.compile(r"\A\s*+(?:<think>)?+((?:(?!</think>).)*+)</think>\s*", re.DOTALL)
+_OPENING, _CLOSING = "<think>", "</think>"
+_WRITTEN = re.compile(rf"\A\s*+(?:{_OPENING})?+((?:(?!{_CLOSING}).)*+){_CLOSING}\s*", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str, str]:
-    """A thought in tags at the beginning of a text, and the text after it."""
-    thought = _WRITTEN.match(text)
-    return (thought[1].strip(), text[thought.end() :]) if thought else ("", text)
+    """A thought in tags at the beginning of a text, and the text after it: none where the thought does not end."""
+    if (thought := _WRITTEN.match(text)) is not None:
+        return thought[1].strip(), text[thought.end() :]
+    begun = text.lstrip()
+    return (begun.removeprefix(_OPENING).strip(), "") if begun.startswith(_OPENING) else ("", text)
+
+
+class AfterThought:
+    """Leaves out the thought at the beginning of a text that comes in pieces, as `split_thought` does of the whole."""
+
+    def __init__(self) -> None:
+        self._held: str | None = ""  # what may be of a thought; None after it
+
+    def more(self, piece: str) -> str:
+        """Add a piece and return what can be shown now."""
+        if self._held is None:
+            return piece
+        self._held += piece
+        begun = self._held.lstrip()
+        if not begun:  # lines and spaces are shown as they come
+            text, self._held = self._held, ""
+            return text
+        thinks = begun.startswith(_OPENING)
+        text = split_thought(self._held)[1] if thinks else self._held
+        if _OPENING.startswith(begun) or (thinks and not text):
+            return ""
+        self._held = None
+        return text
+
+    def end(self) -> str:
+        """What is left at the end of the text: the beginning of a tag that never came."""
+        held, self._held = self._held or "", None
+        return split_thought(held)[1]
 
 
 @lru_cache(maxsize=64)

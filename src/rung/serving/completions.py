@@ -19,6 +19,7 @@ from rung.artifact.decoder import Answer, finish
 from rung.engines.base import Delta
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError
+from rung.models.thinking import split_thought
 from rung.serving.context import Context, RequestContext
 from rung.serving.conversations import condensed, last_message, left_out
 from rung.serving.limits import Refused
@@ -114,6 +115,11 @@ async def complete(body: CompletionRequest, context: Context) -> Response:
 def usage_of(prompt: int, completion: int) -> dict[str, int]:
     """Format the token counts of a response."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _after_thought(completion: Completion) -> Completion:
+    thought, text = split_thought(completion.text)
+    return replace(completion, text=text, reasoning=completion.reasoning or thought)
 
 
 class Reply(ABC):
@@ -217,6 +223,8 @@ class Reply(ABC):
         else:
             completions = await stream.finish()
             rung = self._finish(request, completions, number)
+            if request.served:
+                completions = [_after_thought(each) for each in completions]
         choices = []
         for index, completion in enumerate(completions, start=first):
             choice = {"index": index, "logprobs": None, "finish_reason": completion.finish}

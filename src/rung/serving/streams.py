@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from rung.engines.base import Delta, GenerateRequest, TokenScores
 from rung.errors import RungError
+from rung.models.thinking import AfterThought
 from rung.models.tokenizer import Tokenizer
 from rung.serving.context import RequestContext
 from rung.serving.limits import refusal
@@ -98,15 +99,15 @@ def _event(chunk: dict[str, Any]) -> bytes:
 
 
 class TrimmedText:
-    """Trims a text that comes in pieces: the joined results are `strip` of the whole."""
+    """Trims a text that comes in pieces: the joined results are `strip` of the whole, without a thought before it."""
 
     def __init__(self) -> None:
-        self._begun = False
+        self._begun, self._shown = False, AfterThought()
         self._held = ""  # white space that may turn out to be the end
 
     def more(self, piece: str) -> str:
         """Add a piece and return what can be shown now."""
-        text = self._held + piece
+        text = self._held + self._shown.more(piece)
         if not self._begun:
             text = text.lstrip()
         shown = text.rstrip()
