@@ -15,6 +15,7 @@ from rung.engines.torch_engine import TorchEngine
 from rung.errors import EngineError
 from rung.training.examples import TokenizedExample
 from rung.training.loss import AnswerLoss, packed_layers
+from rung.training.targets import linear_layers
 
 BASE = {
     "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -37,6 +38,14 @@ FAMILIES = {  # name: configuration, its settings, whether rows run apart
          "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16},
         True,
     ),
+    "jamba": ("JambaConfig", {"num_experts": 2, "expert_layer_period": 2, "attn_layer_period": 2,
+                              "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, True),
+    "doge": ("DogeConfig", {}, True),
+    "minimax": ("MiniMaxConfig", {"num_local_experts": 2, "head_dim": 8, "block_size": 8}, True),
+    "modernbert-decoder": ("ModernBertDecoderConfig", {"local_attention": 16}, False),
+    "recurrent-gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 16}, True),
+    "gpt-j": ("GPTJConfig", {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, True),
+    "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}, True),
     "phi-moe": ("PhimoeConfig", {"num_local_experts": 4, "sliding_window": 16}, False),
     "phi3-longrope": (
         "Phi3Config",
@@ -91,6 +100,10 @@ def plain_scores(oracle, prompt):
     return values
 
 
+def test_adapters_reach_layers_of_every_family(family):
+    assert linear_layers(family[1].model)[0]
+
+
 def test_which_families_run_apart(family):
     name, engine, _ = family
     assert runs_apart(engine.model) is FAMILIES[name][2]
@@ -127,7 +140,8 @@ def test_the_loss_and_its_gradients_are_those_of_row_by_row(family):
         TokenizedExample.answered(p, c, f"row{i}")
         for i, (p, c) in enumerate(zip(PROMPTS, drawn(2, 5, 2, 5), strict=True))
     ]
-    name = next(n for n, p in oracle.named_parameters() if n.endswith(("o_proj.weight", "out_proj.weight")))
+    output = ("o_proj.weight", "out_proj.weight", "dense.weight")
+    name = next(n for n, p in oracle.named_parameters() if n.endswith(output))
     expected = torch.zeros(())
     oracle.requires_grad_(True)
     for row in rows:

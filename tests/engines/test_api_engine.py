@@ -204,6 +204,15 @@ def test_a_stream_comes_in_pieces(server):
     assert server.bodies()[0]["stream"] is True
 
 
+def test_a_thought_is_left_out_of_a_stream_as_out_of_a_whole_answer(server):
+    server.replies[CHAT].append(
+        events(delta("<thi"), delta("nk>a plan</thi"), delta("nk>\n\nhe"), delta("llo", "stop"))
+    )
+    assert list(open_at(server).stream(GenerateRequest(PROMPT))) == ["he", "llo"]
+    server.replies[CHAT].append(events(delta("<thin"), delta("", "stop")))
+    assert list(open_at(server).stream(GenerateRequest(PROMPT))) == ["<thin"]
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -216,6 +216,22 @@ def test_an_architecture_that_no_version_exports_is_told_from_a_failure(gemma):
     assert gemma("llama4_text").code == "export-unsupported"
 
 
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (1, "ValueError: custom or unsupported architecture", "export-unsupported"),
+        (1, "IndexError: index out of range in self", "export-unsupported"),
+        (1, "the exported graph differs from the model", "export-unsupported"),
+        (-9, "", "export-failed"),
+        (1, "OSError: [Errno 28] No space left on device", "export-failed"),
+        (1, "ModuleNotFoundError: No module named 'nncf'", "export-failed"),
+    ],
+)
+def test_a_failure_for_good_is_told_from_one_of_the_machine(gemma, monkeypatch, code, said, told):
+    monkeypatch.setattr(openvino_export, "_run", lambda *_: (code, said))
+    assert gemma("phi").code == told
+
+
 def test_a_graph_that_is_not_the_model_is_refused(tmp_path):
     files = resolve("embedded")
     graph = exported(files, "causal", "int8")

@@ -152,7 +152,7 @@ def said(monkeypatch):
 
 def test_run_and_chat_stream_answers_with_their_sources(fitted, tmp_path, monkeypatch, said):
     folder, load = fitted.save(tmp_path / "a"), Artifact.load
-    monkeypatch.setattr(Artifact, "load", lambda folder: load(folder).with_engine(fitted.open()))
+    monkeypatch.setattr(Artifact, "load", lambda folder, *_: load(folder).with_engine(fitted.open()))
     about, museum = "What is the CarbFix project in Reykjavik about?", "What days is the Viktor Wynd Museum closed?"
     cited = {question: fitted.predict([{"question": question}])[0].citations[0] for question in (about, museum)}
     shown = {question: f"one [1]\n\nSources:\n  {source}\n" for question, source in cited.items()}

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -72,10 +73,11 @@ def try_together(model: Any, fingerprint: str) -> None:
     versions = f"{transformers.__version__}-{torch.__version__}-{model.device.type}-{model.dtype}"
     name = f"{fingerprint}-rows-{versions}-{VERSION}"
     if (known := recall(name)) not in TRIED:
-        _check_causal(model)
-        plain = model.config._attn_implementation == "sdpa" and not _is_known(model) and not _fast_is_right(model)
-        if plain:
-            model.set_attn_implementation("eager")
+        with _refusals(model):
+            plain = model.config._attn_implementation == "sdpa" and not _is_known(model) and not _fast_is_right(model)
+            if plain:
+                model.set_attn_implementation("eager")
+            _check_causal(model)
         known = "plain" if plain else "apart" if _is_known(model) or _differs(model) else "together"
         remember(name, known)
     elif known == "plain":
@@ -92,14 +94,19 @@ def _fast_is_right(model: Any) -> bool:
     return _close(model, fast, plain)
 
 
-def _check_causal(model: Any) -> None:
-    ids = _some_tokens(model, 41)
+@contextmanager
+def _refusals(model: Any) -> Iterator[None]:
     try:
-        with torch.inference_mode():
-            whole, part = (model(input_ids=i, use_cache=False).logits[:, 16] for i in (ids, ids[:, :17]))
+        yield
     except (AttributeError, ImportError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         problem = f"transformers cannot run this {model.config.model_type} model here: {first_line(error)}"
         raise EngineError("model-unsupported", problem, hint=OTHER_MODEL) from error
+
+
+def _check_causal(model: Any) -> None:
+    ids = _some_tokens(model, 41)
+    with torch.inference_mode():
+        whole, part = (model(input_ids=i, use_cache=False).logits[:, 16] for i in (ids, ids[:, :17]))
     if not _close(model, whole, part):  # Zamba 2 without its own kernels
         problem = f"as transformers runs {model.config.model_type} models here, a token reads what follows it"
         raise EngineError("model-unsupported", problem, hint=OTHER_MODEL)

@@ -43,7 +43,7 @@ from rung.engines.base import (
 from rung.engines.changes import adapter_fingerprint
 from rung.errors import ConfigError, EngineError
 from rung.models.messages import thinking_of
-from rung.models.thinking import THOUGHT_TOKENS, split_thought
+from rung.models.thinking import THOUGHT_TOKENS, AfterThought, split_thought
 from rung.progress import QUIET, Progress
 
 EMBEDDED_AT_ONCE = 32  # texts a request
@@ -210,14 +210,17 @@ class ApiEngine:
         body = self._body(request)
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         held = ""  # half a character: its other half may follow, or the text was cut there
+        shown = AfterThought()
         for chunk in self._transport.stream(_path(body), body, worst):
             for choice in chunk.get("choices") or ():
                 piece = choice.get("text") if "prompt" in body else (choice.get("delta") or {}).get("content")
                 text = held + (piece or "")
                 whole = whole_characters(text)
                 held = text[len(whole) :]
-                if whole:
-                    yield whole
+                if piece := whole if "prompt" in body else shown.more(whole):
+                    yield piece
+        if rest := shown.end():
+            yield rest
 
     # ---- score and embed
 

@@ -26,7 +26,7 @@ from rung.models.checkpoint import static_table
 from rung.models.hub import first_line, is_static, read_json, read_settings
 from rung.models.open_models import find as find_open
 from rung.models.reference import ModelFiles
-from rung.models.tokenizer import Tokenizer
+from rung.models.tokenizer import Tokenizer, without_unknown
 from rung.progress import QUIET, Progress
 
 Backend = Literal["openvino", "torch", "static"]
@@ -295,7 +295,8 @@ class OpenVinoEncoder(SentenceEncoder):
         self._inputs = {port.get_any_name() for port in self._model.inputs}
         self._dimension = int(self._model.output(0).get_partial_shape()[2].get_length())
         self._padding = self.tokenizer.pad_id or 0
-        self._batches = TokenizerBackend.from_file(str(files.folder / "tokenizer.json"))
+        own = TokenizerBackend.from_file(str(files.folder / "tokenizer.json"))
+        self._batches = without_unknown(own, files.folder)
         self._batches.no_padding()
         self._batches.enable_truncation(recipe.limit)
         # The first inference has to be alone: OpenVINO's Python layer fills a table of number types at its first use,
@@ -399,6 +400,8 @@ class TorchEncoder(SentenceEncoder):
         except Exception as error:  # every module of the library checks its own settings in its own way
             problem = f"{files.name}: sentence-transformers cannot load it: {first_line(error)}"
             raise ModelError("model-unsupported", problem, hint="choose another encoder") from error
+        if isinstance(own := self._model.tokenizer, transformers.PreTrainedTokenizerFast):
+            own._tokenizer = without_unknown(own._tokenizer, files.folder)
 
     @property
     def limit(self) -> int:

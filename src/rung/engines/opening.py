@@ -115,6 +115,7 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
         from rung.engines.openvino_export import exported
         from rung.engines.openvino_process import OpenVinoApart
 
+        verify(files, "language model")
         exported(files, "causal", precision, progress=progress)
         return OpenVinoApart(files, precision)
     return open_openvino(files.reference, precision, progress=progress)
@@ -198,7 +199,7 @@ def export_ahead(files: ModelFiles, precision: ExportPrecision | None = None, *,
     from rung.engines.encoders import open_sentence_encoder
     from rung.engines.openvino_export import exported
 
-    verify(files)
+    verify(files, "encoder" if is_encoder(files) else "language model")
     if is_encoder(files):
         open_sentence_encoder(files, backend="openvino", precision=precision or "fp32", progress=progress)
     else:
@@ -336,7 +337,7 @@ def _measured(files: ModelFiles, precision: ExportPrecision, progress: Progress)
     except EngineError as error:
         if error.code != "export-unsupported" or asked:  # memory, disk or network may be there at the next attempt
             raise
-        return Choice("torch", f"OpenVINO's exporter does not know {files.architecture}")
+        return Choice("torch", str(error.message))
     progress.start("measuring torch and OpenVINO")
     speedup = _tokens_per_second(fast, progress) / _tokens_per_second(torch, progress)
     choice = judge(speedup, *_difference(fast, torch, progress), precision)

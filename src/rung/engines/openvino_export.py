@@ -25,6 +25,7 @@ from rung.errors import EngineError
 from rung.machine import peak_memory_of_children
 from rung.models.cache import cache_dir, offline, publish, recall, remember
 from rung.models.embedded import installer
+from rung.models.hub import loaded_weights
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -38,6 +39,11 @@ PACKAGES = ("openvino", "optimum-intel", "nncf")
 PULSE_SECONDS = 0.5  # between two reports of progress while the export runs
 GROUP_SIZE = 64  # weights that share a scale and a zero point in int4; the embedding and the last layer have 8 bits
 LOG_LINES = 8  # of a failed export, that the error repeats
+# In the last words of an export that may succeed when the machine has more room, or all libraries.
+OF_THE_MACHINE = (
+    "No space left", "Disk quota", "MemoryError", "Cannot allocate memory", "bad_alloc", "ImportError",
+    "No module named",
+)  # fmt: skip
 
 
 def folder_of(files: ModelFiles, kind: ExportKind, precision: ExportPrecision) -> Path:
@@ -54,7 +60,7 @@ def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *,
 
     Raises:
         EngineError: `missing-extra` where a package is not installed, `export-unsupported` where optimum-intel does not
-            know the architecture, `export-failed` where the export fails.
+            know the architecture or its export fails for good, `export-failed` where the machine lacks something.
     """
     folder = folder_of(files, kind, precision)
     if folder.exists():
@@ -90,7 +96,9 @@ def export_folder(
     if code != 0 or not (target / GRAPH).exists():
         log = [line for line in said.splitlines() if line.strip()][-LOG_LINES:]
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {code}'}"
-        known = "export-unsupported" if NO_RECIPE in said or TOO_NEW in said else "export-failed"
+        # A process that is killed ends with a signal. Anything else would fail in the same way at the next attempt.
+        again = code < 0 or any(sign in said for sign in OF_THE_MACHINE)
+        known = "export-failed" if again else "export-unsupported"
         raise EngineError(known, problem, hint="run the model with torch instead: --engine torch")
     _remember(weights, precision, time.monotonic() - began)
     progress.finish()
@@ -137,7 +145,6 @@ def _run(command: list[str], environment: Mapping[str, str], progress: Progress)
 # What a key means may still differ: the exported graph is compared with the installed transformers before it is used.
 
 TOO_NEW = "does not allow for the export of the model"  # optimum-intel, of the version of transformers
-NO_RECIPE = "custom or unsupported architecture"  # optimum-intel, of an architecture that it never exports
 COMPARED_TOKENS = 96  # of one text
 MAX_EXPORT_DIFF: Mapping[str, float] = {"int8": 0.5, "int4": 1.0, "fp32": 0.01}  # of log-probabilities, mean, in nats
 
@@ -278,7 +285,7 @@ FIXED_GB, MEMORY_PER_GB = 1.3, 1.35  # at the peak of the exporting process
 
 def weights_bytes(folder: Path) -> int:
     """The bytes of a model's weights."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in loaded_weights(folder))
 
 
 def expected(weights: int, precision: ExportPrecision) -> tuple[float, float]:

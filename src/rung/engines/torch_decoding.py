@@ -309,7 +309,7 @@ def _collect(
 
 
 def _broken(why: str) -> EngineError:
-    hint = "free memory on the device, lower `max_tokens`, or use `--device cpu`"
+    hint = 'free memory on the device, lower `max_tokens`, or use the CPU: CUDA_VISIBLE_DEVICES=""'
     return EngineError("generation-failed", f"continuous batching failed: {why}", hint=hint)
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rung.engines.apart import runs_apart, score_apart, try_together
 from rung.engines.base import (
@@ -43,8 +45,9 @@ from rung.engines.torch_decoding import (
     suits,
 )
 from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
-from rung.errors import ArtifactError, EngineError, RungError
-from rung.models.checkpoint import check_loaded
+from rung.errors import ArtifactError, EngineError, ModelError, RungError
+from rung.models.checkpoint import OTHER_MODEL, check_loaded
+from rung.models.hub import first_line
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -73,16 +76,19 @@ class TorchEngine(LocalModel):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
-            raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
+            hint = "`nvidia-smi` shows the devices; CUDA_VISIBLE_DEVICES hides them"
+            raise EngineError("no-cuda", "no CUDA device is visible to torch", hint=hint)
         precision = preferred_dtype(device)
         super().__init__(files)
         self.model: Any
         self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
-        config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
         if load is not None:
             self.model = load(files, config, device, precision)
         else:
             self.model = _loaded(files, config, device, precision, quantization)
+        if isinstance(self.model.get_decoder(), torch.nn.Linear):  # ModernBERT's decoder models name their output layer
+            self.model.get_decoder = partial(getattr, self.model, "base_model")
         self.model.eval()
         self.model.requires_grad_(False)
         if load is None:
@@ -273,17 +279,28 @@ class TorchEngine(LocalModel):
 
 
 def _loaded(files: ModelFiles, config: Any, device: str, precision: torch.dtype, quantization: str) -> Any:
-    """Load a model as a whole."""
+    """Load a model as a whole.
+
+    Raises:
+        ModelError: `model-unsupported`: it is quantized already, and cannot be loaded; `model-damaged`.
+    """
+    packed = getattr(config, "quantization_config", None) is not None
+    placed = _quantized(quantization, device, precision) if quantization else {"device_map": device} if packed else {}
     model: Any
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
-        trust_remote_code=False, output_loading_info=True,
-        **(_quantized(quantization, device, precision) if quantization else {}),
-    )  # fmt: skip
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
+            trust_remote_code=False, output_loading_info=True, **placed,
+        )  # fmt: skip
+    except Exception as error:  # the libraries of quantizations fail each in its own way
+        if not packed or isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
+        problem = f"{files.name} is quantized, and transformers cannot load it here: {first_line(error)}"
+        raise ModelError("model-unsupported", problem, hint=OTHER_MODEL) from error
     check_loaded(files, info)
     if quantization:
         keep_gradients(model)
-    else:
+    elif not packed:
         model.to(device)
     return model
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from rung.errors import ModelError
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
-from rung.models.hub import first_line, is_static, read_settings
+from rung.models.hub import first_line, is_static, loaded_weights, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
-ModelKind = Literal["language model", "encoder"]
-VERSION = 2  # of the checks: raise it with each change, so that models are verified again
+ModelKind = Literal["language model", "encoder", "reranker"]
+VERSION = 3  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -30,6 +30,7 @@ _OTHER_PARTS = ("vision", "visual", "image", "audio", "speech", "multi_modal", "
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
 _HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
+_UNPACKED = ("fp8", "mxfp4")  # quantizations that transformers itself can turn into full precision
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
     "module.": "DataParallel or DeepSpeed: save `model.module`, or remove the prefix",
@@ -40,14 +41,14 @@ _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right
 def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     """Check that a model's files hold exactly the model that its config.json describes.
 
-    By default, a folder of sentence-transformers is an encoder, and any other a language model.
+    By default it is checked as the kind that `kind_of` finds.
 
     Raises:
         ModelError: `model-unsupported` where the model cannot write text (or its quantization needs a library that is
             not here), `model-damaged` where tensors are missing, left over, of another shape, or not numbers, or the
-            tokenizer has more tokens than the model; `missing-extra` without transformers.
+            tokenizer writes tokens that the model does not have; `missing-extra` without transformers.
     """
-    kind = kind or ("encoder" if is_encoder(files) else "language model")
+    kind = kind or kind_of(files)
     try:
         library = version("transformers")  # its import takes seconds
     except PackageNotFoundError as missing:
@@ -67,11 +68,12 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     packed = getattr(config, "quantization_config", None)
     if config is None:
         static_table(files.folder)
-    elif packed:
-        _check_quantization(files, config)  # its tensors are packed: the engine's own loading checks them
     else:
-        _check_tensors(files, config, kind)
-    _check_numbers(files, integers=bool(packed) or kind == "encoder")
+        # Where only another library reads the packed tensors, the engine's own loading checks them.
+        whole = not packed or _unpacks(files, config)
+        rows = _check_tensors(files, config, kind) if whole else config.get_text_config().vocab_size
+        _check_vocabulary(files, rows, kind)
+    _check_numbers(files, kind, packed=bool(packed))
     remember(name, contents)
 
 
@@ -91,7 +93,7 @@ def hash_again(files: ModelFiles) -> int:
 
 
 def _own_files(files: ModelFiles) -> list[Path]:
-    return [file for pattern in (*SETTINGS, "*.safetensors") for file in sorted(files.folder.glob(pattern))]
+    return [file for pattern in SETTINGS for file in sorted(files.folder.glob(pattern))] + loaded_weights(files.folder)
 
 
 def _changed(place: Path) -> ModelError:
@@ -106,8 +108,19 @@ def is_encoder(files: ModelFiles) -> bool:
     return (files.folder / "modules.json").exists()
 
 
-def check_loaded(files: ModelFiles, info: dict[str, Any], kind: ModelKind = "language model") -> None:
-    """Check what transformers reports of a loading (`output_loading_info`).
+def kind_of(files: ModelFiles) -> ModelKind:
+    """What a folder seems to hold: a reranker scores a pair of texts with one number."""
+    if files.architecture.endswith("ForSequenceClassification"):
+        values = read_settings(files.folder / "config.json")
+        if len(values.get("id2label") or ()) == 1 or values.get("num_labels") == 1:
+            return "reranker"
+    return "encoder" if is_encoder(files) else "language model"
+
+
+def check_loaded(
+    files: ModelFiles, info: dict[str, Any], kind: ModelKind = "language model", model: Any = None
+) -> None:
+    """Check what transformers reports of a loading (`output_loading_info`); of other kinds, with the `model`.
 
     Raises:
         ModelError: `model-damaged`.
@@ -118,11 +131,12 @@ def check_loaded(files: ModelFiles, info: dict[str, Any], kind: ModelKind = "lan
         for key in sorted(info["unexpected_keys"])
         if not key.endswith(_BUFFERS) and not any(part in key for part in _OTHER_PARTS)
     ]
-    if kind == "encoder":
-        # An encoder may be read from a model with a head on top of it.
-        extra = [
-            key for key in extra if key.split(".")[0] not in ("cls", "lm_head", "classifier", "pooler", "qa_outputs")
-        ]
+    written_by = next((why for prefix, why in _TRAINERS.items() if any(key.startswith(prefix) for key in extra)), None)
+    if model is not None:
+        # An encoder may be read from a model with a head of any name on top: what lies outside the base is not its.
+        base = model.base_model
+        own = {base.base_model_prefix, *(name for part in (model, base) for name, _ in part.named_children())}
+        extra = [key for key in extra if key.split(".")[0] in own and _POOLER not in key]
     if not missing and not extra:
         return
     parts = [
@@ -130,7 +144,6 @@ def check_loaded(files: ModelFiles, info: dict[str, Any], kind: ModelKind = "lan
         for keys, what in ((missing, "are missing"), (extra, "have no place in the model"))
         if keys
     ]
-    written_by = next((why for prefix, why in _TRAINERS.items() if any(key.startswith(prefix) for key in extra)), None)
     hint = f"the prefix comes from {written_by}" if written_by else "save the whole model with `save_pretrained`"
     problem = f"{files.folder} does not fit its config.json ({files.architecture}): {'; '.join(parts)}"
     raise ModelError("model-damaged", problem, hint=hint)
@@ -173,7 +186,8 @@ def _check_writes_text(files: ModelFiles, config: Any) -> None:
         )
 
 
-def _check_quantization(files: ModelFiles, config: Any) -> None:
+def _unpacks(files: ModelFiles, config: Any) -> bool:
+    """Whether transformers itself can load the tensors in full precision, which `config` asks for from here on."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     values = config.quantization_config
@@ -184,14 +198,24 @@ def _check_quantization(files: ModelFiles, config: Any) -> None:
         why = f"it is quantized ({method}), which cannot run here: {first_line(error)}"
         hint = "install what the message names, choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
         raise ModelError("model-unsupported", f"{files.name}: {why}", hint=hint) from error
+    if method not in _UNPACKED:
+        return False
+    config.quantization_config = (values if isinstance(values, dict) else values.to_dict()) | {"dequantize": True}
+    return True
 
 
-def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
-    """Load the names and shapes alone, by transformers itself: it knows renamed, merged and tied tensors."""
+def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> int:
+    """Load the names and shapes alone, by transformers itself: it knows renamed, merged and tied tensors.
+
+    Returns the number of embeddings.
+    """
     import transformers
 
     level = transformers.logging.get_verbosity()
-    loader = transformers.AutoModelForCausalLM if kind == "language model" else transformers.AutoModel
+    loader = {
+        "language model": transformers.AutoModelForCausalLM, "encoder": transformers.AutoModel,
+        "reranker": transformers.AutoModelForSequenceClassification,
+    }[kind]  # fmt: skip
     if kind == "language model" and config.get_text_config().tie_word_embeddings and _holds_tied_head(files):
         config = deepcopy(config)  # transformers compares the two tensors too, which fails without their values
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
@@ -213,13 +237,28 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
             f"shape, such as {key}: {list(found)} instead of {list(expected)}"
         )
         raise ModelError("model-damaged", problem, hint="use the config.json that was saved with these weights")
-    check_loaded(files, info, kind)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if (tokens := _tokens(files.folder)) > rows:
-        problem = f"{files.folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings"
+    check_loaded(files, info, kind, None if kind == "language model" else model)
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _check_vocabulary(files: ModelFiles, rows: int, kind: ModelKind) -> None:
+    """Check that the model has an embedding for every token that can reach it, and one that ends an answer."""
+    vocabulary, added = _tokens(files.folder)
+    if not vocabulary and not added and kind != "language model":
+        return  # without a tokenizer.json, the encoder's own library reads its vocabulary
+    tokenizer = Tokenizer.load(files.folder)
+    # A reranker's own library encodes, and finds all added tokens in a text.
+    beyond = {token: text for token, text in vocabulary.items() if token >= rows} | {
+        token: text
+        for token, text in added.items()
+        if token >= rows and (kind == "reranker" or tokenizer.writes(token, text))
+    }
+    if beyond:
+        token = max(beyond)
+        what = f"the tokenizer writes {beyond[token]!r} as token {token}, and the model has {rows} embeddings"
         hint = "call `model.resize_token_embeddings(len(tokenizer))` before saving, or use the model's own tokenizer"
-        raise ModelError("model-damaged", problem, hint=hint)
-    if kind == "language model" and not any(0 <= end < rows for end in Tokenizer.load(files.folder).eos_ids):
+        raise ModelError("model-damaged", f"{files.folder}: {what}", hint=hint)
+    if kind == "language model" and not any(0 <= end < rows for end in tokenizer.eos_ids):
         problem = f"{files.folder} names no token that ends an answer, or one that the model does not have"
         hint = 'write its id into config.json: "eos_token_id": 2, for example'
         raise ModelError("model-damaged", problem, hint=hint)
@@ -235,7 +274,7 @@ def _holds_tied_head(files: ModelFiles) -> bool:
 
     pair = {
         ending: tensor
-        for name, tensor in _tensors(sorted(files.folder.glob("*.safetensors")), (_HEAD, *_TABLES))
+        for name, tensor in _tensors(loaded_weights(files.folder), (_HEAD, *_TABLES))
         for ending in (_HEAD, *_TABLES)
         if name.endswith(ending)
     }
@@ -265,30 +304,37 @@ def static_table(folder: Path) -> Any:
             "model-unsupported", what, hint="choose another encoder: `rung models search --task similarity`"
         )
     table = next(iter(tensors.values())).astype(np.float32)
-    if table.ndim != 2 or _tokens(folder) > len(table):
-        problem = f"{folder}: the tokenizer has {_tokens(folder)} tokens and the table {len(table)} rows"
+    tokens = max([-1, *(token for part in _tokens(folder) for token in part)]) + 1
+    if table.ndim != 2 or tokens > len(table):
+        problem = f"{folder}: the tokenizer has {tokens} tokens and the table {len(table)} rows"
         raise ModelError("model-damaged", problem, hint="use the tokenizer.json that was saved with the table")
     return table
 
 
-def _tokens(folder: Path) -> int:
-    """One more than the largest token id of tokenizer.json; 0 without the file."""
+def _tokens(folder: Path) -> tuple[dict[int, str], dict[int, str]]:
+    """The texts of tokenizer.json by id: its vocabulary, and the tokens added to it; none without the file."""
     if not (file := folder / "tokenizer.json").is_file():
-        return 0
+        return {}, {}
     values = read_settings(file)
     try:
         vocabulary = values.get("model", {}).get("vocab") or ()
-        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        return int(max([*ids, *(token["id"] for token in values.get("added_tokens") or ())], default=-1)) + 1
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        ids = vocabulary.items() if isinstance(vocabulary, dict) else ((v[0], i) for i, v in enumerate(vocabulary))
+        added = {int(token["id"]): str(token["content"]) for token in values.get("added_tokens") or ()}
+        return {int(number): str(text) for text, number in ids}, added
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         problem = f"{file} is not a tokenizer: {first_line(error)}"
         raise ModelError("model-damaged", problem, hint="download the model again") from error
 
 
-def _check_numbers(files: ModelFiles, *, integers: bool) -> None:
+def _check_numbers(files: ModelFiles, kind: ModelKind, *, packed: bool) -> None:
     import torch
 
-    for name, tensor in _tensors(sorted(files.folder.glob("*.safetensors"))):
+    integers = packed or kind == "encoder"
+    names, scaled = set[str](), list[str]()
+    for name, tensor in _tensors(loaded_weights(files.folder)):
+        names.add(name)
+        if packed and tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) and name.endswith(".weight"):
+            scaled.append(name)  # transformers would take it as it is where its scale is lost
         if not integers and not tensor.is_floating_point() and name.endswith(".weight") and tensor.dim() > 1:
             problem = f"{files.folder}: the tensor {name} holds integers, and config.json names no quantization"
             hint = "restore the quantization_config of config.json, or save the model in full precision"
@@ -298,6 +344,9 @@ def _check_numbers(files: ModelFiles, *, integers: bool) -> None:
             raise ModelError(
                 "model-damaged", problem, hint="its training has diverged, or the file is damaged: fetch it again"
             )
+    if lost := [name for name in scaled if not {f"{name}_scale", f"{name}_scale_inv"} & names]:
+        problem = f"{files.folder}: {len(lost)} tensors of 8 bits have no scale, such as {lost[0]}"
+        raise ModelError("model-damaged", problem, hint="save the whole model with `save_pretrained`")
 
 
 def _tensors(weights: Sequence[Path], endings: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from rung.models.cache import offline
 from rung.progress import QUIET, Progress
 
 ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "README.md", "LICENSE*"]
-IGNORED = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*/*"]
+IGNORED = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*/*", "consolidated*"]  # the same weights again
 
 
 def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET) -> Path:
@@ -99,12 +99,8 @@ def cached(name: str, revision: str | None = None) -> Path | None:
 
 def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its configuration and all weights; other tools download single files."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = read_settings(index).get("weight_map")
-        names = set(map(str, shards.values())) if isinstance(shards, dict) else {"model.safetensors"}
-        return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
-    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+    needed = [folder / "config.json", *(loaded_weights(folder) or [folder / "model.safetensors"])]
+    return all(file.exists() for file in needed)
 
 
 # ---- the check that a model folder holds only data: nothing that runs code when loaded, nothing outside the folder
@@ -127,7 +123,7 @@ TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 MAX_ENTRIES = 10_000
 COUNTED = re.compile(r"(?:layers?|experts)$")  # keys of config.json
-MOST_COUNTED = 2048
+MOST_COUNTED = 16_384  # as many experts as Doge names, which makes no modules of them
 # Names that libraries import or take as file names.
 MODULE_CLASS = re.compile(r"(?!.{200})sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
 MODULE_FOLDER = re.compile(r"|\w[\w.-]*(/\w[\w.-]*)*/?")
@@ -188,6 +184,25 @@ def is_static(folder: Path) -> bool:
 def weights(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, sorted by path."""
     return sorted(entry for entry in _entries(folder) if entry.suffix == ".safetensors")
+
+
+def loaded_weights(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads, sorted: model.safetensors, else those of the index.
+
+    A folder may hold the weights a second time, under other names (Mistral's `consolidated.safetensors`).
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return sorted(folder.glob("model.safetensors"))
+    shards = read_settings(index).get("weight_map")
+    return [folder / name for name in sorted(set(map(str, shards.values())))] if isinstance(shards, dict) else []
+
+
+def text_settings(folder: Path) -> dict[str, Any]:
+    """What config.json says of the language model: all of it, or the part `text_config`; empty without the file."""
+    values = read_settings(folder / "config.json") if (folder / "config.json").exists() else {}
+    text = values.get("text_config")
+    return text if isinstance(text, dict) else values
 
 
 def read_json(file: Path) -> Any:

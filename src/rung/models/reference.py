@@ -14,7 +14,7 @@ from typing import Any
 from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
 from rung.models.cache import fingerprint
-from rung.models.hub import check_folder, is_static, read_settings
+from rung.models.hub import check_folder, is_static, loaded_weights, read_settings, text_settings
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -117,7 +117,7 @@ def _describe(
         hint = "name the folder that holds config.json; an adapter's folder is not a model"
         raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
     config = {} if static else read_settings(folder / "config.json")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = loaded_weights(folder)
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
         identity = fingerprint([*settings, *weights])
@@ -178,11 +178,11 @@ NORM = re.compile(r"(\w{0,80}norm\w{0,80}|ln_f)\.(weight|bias)")
 
 
 def tensor_sizes(folder: Path) -> dict[str, int]:
-    """How many numbers each tensor of a model's safetensors files holds, from their headers."""
+    """How many numbers each tensor of a model holds, from the headers of its files."""
     from safetensors import safe_open
 
     sizes: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in loaded_weights(folder):
         with safe_open(file, framework="np") as tensors:
             sizes |= {name: prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return sizes
@@ -190,8 +190,7 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
 
 def output_size(folder: Path) -> int:
     """How many weights the output layer has, also where it shares them with the input embeddings."""
-    values = read_settings(folder / "config.json")
-    values = values.get("text_config") or values
+    values = text_settings(folder)
     return int(values["vocab_size"] * values.get("hidden_size", values.get("n_embd", 0)))
 
 

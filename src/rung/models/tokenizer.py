@@ -6,6 +6,7 @@ template; `encode_plain` reads it as ordinary text, for everything that comes fr
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rung.errors import ModelError
 from rung.models import chat
 from rung.models.chat import PLAIN, Beginning
-from rung.models.hub import read_json
+from rung.models.hub import read_json, text_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -55,6 +56,7 @@ class Tokenizer:
             backend = Backend.from_file(str(file))
         except Exception as broken:  # the library raises bare Exception
             raise ModelError("model-damaged", f"{file}: {broken}", hint="download the model again") from broken
+        backend = without_unknown(backend, folder)
         backend.no_padding()
         backend.no_truncation()  # some encoders' files ask for it, which would cut text silently
         return cls(folder, backend, _settings(folder))
@@ -262,6 +264,14 @@ class Tokenizer:
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.token_id(token)
 
+    def writes(self, token: int, text: str) -> bool:
+        """Whether a token of this text gets to the model: in texts, by the chat template, or among special tokens."""
+        special = (
+            _token_text(self._settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad", "sep", "cls")
+        )
+        by_itself = token in self.eos_ids or token in self.encode_whole("")
+        return self.token(token) == text or by_itself or text in special or text in (self.chat_template or "")
+
     @cached_property
     def _added(self) -> dict[str, Any]:
         """Special tokens by text, longest first."""
@@ -295,6 +305,19 @@ class Tokenizer:
             return True
         normalizer = self._backend.normalizer
         return normalizer is not None and bool(self._special.search(normalizer.normalize_str(text)))
+
+
+def without_unknown(backend: Backend, folder: Path) -> Backend:
+    """The same tokenizer without added tokens that the model has no embeddings for: their text is ordinary text.
+
+    The text part of a larger model keeps the tokenizer of the whole (Gemma 3: `<image_soft_token>`).
+    """
+    rows = text_settings(folder).get("vocab_size")
+    if not isinstance(rows, int) or max(backend.get_added_tokens_decoder(), default=-1) < rows:
+        return backend
+    definition = json.loads(backend.to_str())
+    definition["added_tokens"] = [token for token in definition["added_tokens"] if token["id"] < rows]
+    return type(backend).from_str(json.dumps(definition))
 
 
 def chat_template_of(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError, EngineError, ModelError, needed_by
+from rung.models.checkpoint import verify
 from rung.models.reference import resolve
 from rung.retrieval.index import Index, Rerank, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage
@@ -53,6 +54,7 @@ def by_cross_encoder(reference: str) -> Rerank:
         )  # fmt: skip
     with needed_by("a cross-encoder", error=EngineError):
         from sentence_transformers import CrossEncoder
+    verify(files, "reranker")
     model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
     if model.num_labels != 1:
         raise ModelError(

@@ -22,8 +22,9 @@ from rung.engines.base import Floats
 from rung.engines.encoders import batches, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, file_sha256, publish
+from rung.models.checkpoint import verify
 from rung.models.reference import ModelFiles
-from rung.models.tokenizer import Tokenizer
+from rung.models.tokenizer import Tokenizer, without_unknown
 from rung.training.changes import Trainable, write_tensors
 
 HEAD_RATE = 10.0  # how many times faster than the encoder the head learns (see `EncoderWithHead`)
@@ -66,13 +67,14 @@ class EncoderWithHead(Trainable):
                 hint="choose another encoder, such as `embedded-encoder`, "
                 "or train a head on frozen vectors: `features`",
             )  # fmt: skip
+        verify(files, "encoder")
         self.files, self.recipe = files, recipe
         # Eager: the loop would let SDPA attend to packed rows, and these are padded; texts are short.
         self.model: Any = transformers.AutoModel.from_pretrained(
             files.folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True,
             trust_remote_code=False,
         ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # fmt: skip
-        self._tokenizer = Backend.from_file(str(files.folder / "tokenizer.json"))
+        self._tokenizer = without_unknown(Backend.from_file(str(files.folder / "tokenizer.json")), files.folder)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.recipe.limit)
         self._head: dict[str, torch.nn.Parameter] = {}

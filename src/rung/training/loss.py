@@ -284,8 +284,7 @@ def splits_logits(model: Any) -> bool:
         model.eval()  # dropout would make both differ, and draw random numbers that a resumed run has drawn already
         plain = attending(model, "sdpa") if _attention(model) == ATTENTION else nullcontext()
         with torch.no_grad(), plain:
-            decoder = model.get_decoder()  # of ModernBERT's decoder models: the output layer
-            output = None if isinstance(decoder, torch.nn.Linear) else decoder(input_ids=ids, use_cache=False)
+            output = model.get_decoder()(input_ids=ids, use_cache=False)
             states = getattr(output, "last_hidden_state", None)
             theirs = model(input_ids=ids, use_cache=False).logits
             ours = theirs[..., :0] if states is None else _logits(model, states)
