@@ -25,6 +25,7 @@ from rung.engines.base import Engine
 from rung.evaluation.metrics.judge import check_readable, constrained_choices
 from rung.evaluation.metrics.text import squad_words
 from rung.models.messages import Messages
+from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.passage import Citation, Passage, overlaps, span_recall
 
@@ -44,7 +45,7 @@ class FaithfulnessJudge:
 
     engine: Engine
 
-    def judge(self, answers: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float]:
+    def judge(self, answers: Sequence[str], texts: Sequence[Sequence[str]], progress: Progress = QUIET) -> list[float]:
         """Measure the share of each answer's sentences that its texts (passages) support; 1 where it has no sentence.
 
         Raises:
@@ -52,7 +53,7 @@ class FaithfulnessJudge:
         """
         sentences = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
         asked = [self.prompt(each, some) for parts, some in zip(sentences, texts, strict=True) for each in parts]
-        verdicts = constrained_choices(self.engine, asked, CHOICES)
+        verdicts = constrained_choices(self.engine, asked, CHOICES, progress)
         unreadable = [verdict.text for verdict in verdicts if verdict.choice is None]
         check_readable(
             unreadable, len(verdicts), MAX_UNREADABLE, judge="the judge", what="questions", choices=CHOICES,

@@ -108,13 +108,13 @@ def evaluate(
     if examples and (artifact.retriever is not None or artifact.demonstrations is not None):
         artifact.decoder.render(artifact, examples[:1])  # loads what the rows' seconds should not include
     answers = artifact.answer(examples, full=full or metric.top > 0, progress=progress)
-    scores = metric.scores(cases(examples, answers))
+    scores = metric.scores(cases(examples, answers), progress)
     if metric.top:
         scores = [_at_k(artifact, example, answer, metric) for example, answer in zip(examples, answers, strict=True)]
     faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:
         asked = {row: answer for row, answer in enumerate(answers) if not answer.refused}
-        shares = judge.judge([answer.text for answer in asked.values()], [sources(a) for a in asked.values()])
+        shares = judge.judge([answer.text for answer in asked.values()], [sources(a) for a in asked.values()], progress)
         faithful = dict(zip(asked, shares, strict=True))
     # Abstaining is right where the row is out of scope.
     outside, kind = artifact.decoder.out_of_scope, artifact.signature.kind

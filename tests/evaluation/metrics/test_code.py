@@ -115,13 +115,13 @@ def test_without_isolation_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_a_program_that_exits_before_its_tests_has_passed_none(end: str) -> None:
     program = f"def add(a, b): return a - b\n{end}"
-    (score,) = metric(tests="tests").rows([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
+    (score,) = metric(tests="tests").scores([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
     assert (score.value, "before its tests" in score.note) == (0.0, True)
 
 
 def test_a_script_with_a_main_of_its_own_is_tested_as_a_module() -> None:
     program = "import sys\ndef add(a, b): return a + b\nif __name__ == '__main__': sys.exit(add(1, 2))"
-    (score,) = metric(tests="tests").rows([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
+    (score,) = metric(tests="tests").scores([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
     assert score.value == 1.0
 
 

@@ -28,6 +28,7 @@ from rung.evaluation.metrics.judge import (
 )
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.result import ClimbResult, Prediction
+from rung.progress import Progress
 
 
 def longest(prompt: str) -> str:
@@ -194,3 +195,19 @@ def test_a_judge_on_this_machine_asks_for_no_measurement_of_engines(monkeypatch:
         open_judge(model, "Shorter is better.")
     open_judge.cache_clear()
     assert opened == [("embedded", "torch"), ("http://127.0.0.1:1/v1#judge", "auto")]
+
+
+def test_the_metric_shows_how_far_the_judge_is() -> None:
+    class Steps(Progress):
+        def start(self, label: str, total: int | None = None) -> None:
+            seen.append((label, total))
+
+        def advance(self, units: int = 1, note: str = "") -> None:
+            seen.append(units)
+
+    seen: list[Any] = []
+    metric = get_metric("judge", None, {"model": "embedded", "max_unreadable": 1.0})
+    metric.scores([Case("a city", ["a river"], {"q": "what is Paris?"})] * 2, Steps())
+    label, *advanced = seen
+    assert label == ("generating", 4)
+    assert sum(advanced) == 4

@@ -146,7 +146,7 @@ def test_settings_are_checked(settings: dict[str, object]) -> None:
     ],
 )  # fmt: skip
 def test_a_result_is_bounded_while_it_is_read(folder: Path, query: str, why: str) -> None:
-    (score,) = get_metric("sql_execution", folder, {"database": "cities.sql"}).rows([Case(query, [ALL])])
+    (score,) = get_metric("sql_execution", folder, {"database": "cities.sql"}).scores([Case(query, [ALL])])
     assert (score.value, why in score.note) == (0.0, True)
 
 
@@ -161,7 +161,7 @@ def test_a_script_makes_its_own_database_and_nothing_else(folder: Path, harm: st
     file = folder / "elsewhere"
     (folder / "harm.sql").write_text(f"{SCRIPT}\n{harm.format(file=file)};")
     with pytest.raises(ConfigError) as caught:
-        get_metric("sql_execution", folder, {"database": "harm.sql"}).rows([Case(ALL, [ALL])])
+        get_metric("sql_execution", folder, {"database": "harm.sql"}).scores([Case(ALL, [ALL])])
     assert caught.value.code == "bad-setting"
     assert not file.exists()
 
@@ -172,5 +172,5 @@ def test_a_script_may_be_a_dump(folder: Path) -> None:
         dump = "\n".join(["PRAGMA foreign_keys=OFF;", *connection.iterdump()])
     connection.close()
     (folder / "dump.sql").write_text(dump)
-    (score,) = get_metric("sql_execution", folder, {"database": "dump.sql"}).rows([Case(ALL, [ALL])])
+    (score,) = get_metric("sql_execution", folder, {"database": "dump.sql"}).scores([Case(ALL, [ALL])])
     assert score.value == 1.0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rung.data.kinds import OutputKind
 from rung.data.rows import Example
+from rung.progress import QUIET, Progress
 
 MetricFunction = Callable[[str, Sequence[str]], float]
 
@@ -29,7 +30,7 @@ class Case:
     row: Mapping[str, Any] = field(default_factory=dict)
 
 
-RowsFunction = Callable[[Sequence[Case]], list[RowScore]]
+RowsFunction = Callable[[Sequence[Case], Progress], list[RowScore]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ class Metric:
         """Score one answer, in [0, 1]."""
         return self.scores([Case(prediction, references, row or {})])[0].value
 
-    def scores(self, cases: Sequence[Case]) -> list[RowScore]:
-        """Score answers, in their order."""
+    def scores(self, cases: Sequence[Case], progress: Progress = QUIET) -> list[RowScore]:
+        """Score answers, in their order; `progress` is told what takes long."""
         if self.rows is not None:
-            return self.rows(cases)
+            return self.rows(cases, progress)
         assert self.function is not None
         return [RowScore(float(self.function(case.prediction, case.references))) for case in cases]
 

@@ -34,6 +34,7 @@ from rung.data.rows import Example
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
 from rung.machine import HAS_POSIX, end_group
+from rung.progress import Progress
 from rung.user_code import program_permit, require
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -227,7 +228,7 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
 
     return Metric(
         "sql_execution", None, "the query returns what the expected query returns", ("text",), binary=True,
-        rows=lambda cases: [score(case) for case in cases], check=check, reading=reading,
+        rows=lambda cases, _: [score(case) for case in cases], check=check, reading=reading,
     )  # fmt: skip
 
 
@@ -383,10 +384,16 @@ def code_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
         result = expected(fenced(answer))
         return "" if result.failure else " ".join(["output", *result.output.split()])
 
-    def scores(cases: Any) -> list[RowScore]:
+    def scores(cases: Sequence[Case], progress: Progress) -> list[RowScore]:
         require(program_permit(limits, folder or Path.cwd()))
+        progress.start("running programs", len(cases))
+        found = []
         with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
-            return list(pool.map(score, cases))
+            for each in pool.map(score, cases):
+                found.append(each)
+                progress.advance()
+        progress.finish()
+        return found
 
     own = reading if tests is None else None  # tests are the expected answer, which is not there in use
     return Metric("code", None, "the program passes the tests", ("text",), binary=True, rows=scores, reading=own)

@@ -26,6 +26,7 @@ from rung.evaluation.metrics.labels import cohens_kappa
 from rung.evaluation.statistics import mean_interval
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint
+from rung.progress import QUIET, Progress
 
 MAX_CHOICE_TOKENS = 4
 
@@ -39,7 +40,7 @@ class ConstrainedChoice:
 
 
 def constrained_choices(
-    engine: Engine, prompts: Sequence[Messages], choices: tuple[str, ...]
+    engine: Engine, prompts: Sequence[Messages], choices: tuple[str, ...], progress: Progress = QUIET
 ) -> list[ConstrainedChoice]:
     """Ask the model for one of a few words per prompt, all in one call of the engine.
 
@@ -50,7 +51,8 @@ def constrained_choices(
         return []
     constraint, sampling = Constraint("choices", choices), Sampling(max_tokens=MAX_CHOICE_TOKENS)
     known = {choice.lower(): choice for choice in choices}
-    generations = engine.generate([GenerateRequest(prompt, sampling, constraint) for prompt in prompts])
+    asked = [GenerateRequest(prompt, sampling, constraint) for prompt in prompts]
+    generations = engine.generate(asked, progress=progress)
     texts = [generation.text for generation in generations]
     return [ConstrainedChoice(text, known.get(text.strip().strip(".").lower())) for text in texts]
 
@@ -121,11 +123,11 @@ class PairwiseJudge:
     engine: Engine  # runs the model
     rubric: str = RUBRIC  # what makes an answer better
 
-    def compare(self, pairs: Sequence[AnswerPair]) -> list[PairVerdict]:
+    def compare(self, pairs: Sequence[AnswerPair], progress: Progress = QUIET) -> list[PairVerdict]:
         """Ask about every pair in both orders, all in one call of the engine."""
         swapped = [AnswerPair(pair.question, pair.second, pair.first) for pair in pairs]
         asked = [self.prompt(pair) for both in zip(pairs, swapped, strict=True) for pair in both]
-        answers = constrained_choices(self.engine, asked, CHOICES)
+        answers = constrained_choices(self.engine, asked, CHOICES, progress)
         return [
             PairVerdict(
                 _read(straight, "first", "second"), _read(other, "second", "first"), (straight.text, other.text)
@@ -241,11 +243,11 @@ def judge_metric(settings: Mapping[str, Any]) -> Metric:
     row with an unreadable verdict scores 0.5 with a note, and too many of them are an error.
     """
 
-    def scores(cases: Sequence[Case]) -> list[RowScore]:
+    def scores(cases: Sequence[Case], progress: Progress) -> list[RowScore]:
         judge = open_judge(settings["model"], settings["rubric"])
         # Of several expected answers the first counts: that is the order of the data.
         pairs = [AnswerPair(question_of(case.row), case.prediction, some(case.references)[0]) for case in cases]
-        verdicts = judge.compare(pairs)
+        verdicts = judge.compare(pairs, progress)
         unreadable = [verdict.texts[verdict.straight != "unreadable"] for verdict in verdicts if not verdict.readable]
         check_readable(
             unreadable, len(verdicts), settings["max_unreadable"], judge=f"the judge {settings['model']}", what="pairs",

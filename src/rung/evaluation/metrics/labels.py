@@ -222,7 +222,7 @@ def label_costs_metric(settings: Mapping[str, Any]) -> Metric:
 
     return Metric(
         "label_costs", None, "1 - cost of the answer / largest cost", ("category",),
-        rows=lambda cases: [score(case) for case in cases], check=check,
+        rows=lambda cases, _: [score(case) for case in cases], check=check,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def closeness_metric(settings: Mapping[str, Any]) -> Metric:
         return RowScore(max(0.0, 1 - (error / settings["scale"]) ** settings["power"]))
 
     return Metric(
-        "closeness", None, "1 - |error| / scale", ("number",), rows=lambda cases: [score(case) for case in cases]
+        "closeness", None, "1 - |error| / scale", ("number",), rows=lambda cases, _: [score(case) for case in cases]
     )
 
 
@@ -63,7 +63,7 @@ def within_metric(settings: Mapping[str, Any]) -> Metric:
 
     return Metric(
         "within", None, "the number is within the tolerance", ("number",), binary=True,
-        rows=lambda cases: [score(case) for case in cases],
+        rows=lambda cases, _: [score(case) for case in cases],
     )  # fmt: skip
 
 

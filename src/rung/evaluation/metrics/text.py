@@ -18,6 +18,7 @@ from rung.data.rows import Example
 from rung.data.texts import canonical, distance, numbers, spaced, words, words_and_marks
 from rung.errors import ConfigError, DataError, needed_by
 from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowScore, multiset_f1, some
+from rung.progress import Progress
 
 _ARTICLES = ("a", "an", "the")
 # Marks that are part of a word: of numbers (-5, 3.5, .5, 3,5), of C++ and C#, of grades (B-).
@@ -290,7 +291,7 @@ def sari_metric(settings: Mapping[str, Any]) -> Metric:
     """Make the metric from `SariSettings`; `source` names the column that was rewritten."""
     column = settings["source"]
 
-    def scores(cases: Sequence[Case]) -> list[RowScore]:
+    def scores(cases: Sequence[Case], _: Progress) -> list[RowScore]:
         for case in cases:
             if column not in case.row:
                 raise ConfigError(
