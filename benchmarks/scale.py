@@ -2,13 +2,14 @@
 
     python benchmarks/scale.py                                    # about half an hour on two quiet cores
     python benchmarks/scale.py climb predict tune --rows 3000 --trials 6    # about a quarter of an hour
+    python benchmarks/scale.py climb --labels 20                  # a longer climb, of which loading is a smaller part
     python benchmarks/scale.py --small    # a random model and few rows, to see that it runs; no figure means anything
 
 One worker is the command alone on one core, two are two processes on two cores that they share with the command, each
 with one thread. All runs start without remembered answers. Efficiency is T1 / (2 T2), loading of models included.
 
 work       what it does
-climb      BANKING77, six labels: prompting, demonstrations, heads and LoRA on the built-in model; zero-shot first
+climb      BANKING77, six labels or more: prompting, demonstrations, heads, LoRA on the built-in model; zero-shot first
 predict    rows of BANKING77 answered by scoring 6 labels, in parts
 tune       twelve trials of `few-shot-knn`; as settings differ, efficiency is that of rows answered times demonstrations
 kills      a prediction on two workers that are killed at random, and whose command is, resumed until it ends
@@ -51,7 +52,7 @@ machine: {price_per_hour: 0}  # no decision depends on measured times
 rungs: {lora: {epochs: 2}}
 """
 # Estimates start from a fixed speed, so that both climbs are likely to take the arms in the same order.
-START = "from rung import machine; machine._matmul_rate = lambda: 5e10; from rung.cli.main import main; main()"
+START = "from rung import machine; machine._matmul_rate = lambda: 5e10; from rung.__main__ import main; main()"
 PARTS = ("climb", "predict", "tune", "kills")
 GOALS = {"climb": 0.8, "predict": 0.95, "tune": 0.8, "rows_once": 1.0}
 
@@ -97,16 +98,20 @@ class Bench:
         return own
 
 
-def write_task(folder: Path, model: Path | None) -> Path:
-    """Write six intents of BANKING77 and their task."""
+def write_task(folder: Path, model: Path | None, count: int = len(LABELS)) -> Path:
+    """Write some intents of BANKING77 and their task: those of `LABELS` first, then the others by name."""
+    files: dict[str, list[dict[str, str]]] = {}
     for name in ("train", "validation", "test"):
         with (EXAMPLES / "banking77" / f"{name}.csv").open(newline="") as rows:
-            chosen = [row for row in csv.DictReader(rows) if row["category"] in LABELS]
+            files[name] = list(csv.DictReader(rows))
+    labels = list(dict.fromkeys([*LABELS, *sorted(row["category"] for row in files["train"])]))[:count]
+    for name, rows_of in files.items():
+        chosen = [row for row in rows_of if row["category"] in labels]
         with (folder / f"{name}.csv").open("w", newline="") as out:
             writer = csv.DictWriter(out, ["text", "category"])
             writer.writeheader()
             writer.writerows({key: row[key] for key in ("text", "category")} for row in chosen)
-    text = TASK.replace("[LABELS]", f"[{', '.join(LABELS)}]")
+    text = TASK.replace("[LABELS]", f"[{', '.join(labels)}]")
     (folder / "task.yaml").write_text(text + (f"model: {model}\n" if model else ""))
     return folder / "task.yaml"
 
@@ -211,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--small", action="store_true", help="a random model and few rows")
+    parser.add_argument("--labels", type=int, default=len(LABELS), help="labels of the climb")
     parser.add_argument("--rows", type=int, default=6000, help="rows to predict")
     parser.add_argument("--trials", type=int, default=12, help="trials of the search")
     parser.add_argument("--killed-rows", type=int, default=50_000, help="rows to predict under kills, by a head")
@@ -229,7 +235,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rung-scale-") as temporary:
         folder = Path(temporary)
         bench = Bench(folder)
-        task = write_task(folder, random_model(folder / "model") if given.small else None)
+        task = write_task(folder, random_model(folder / "model") if given.small else None, given.labels)
         if "climb" in chosen:
             climb = ["climb", task, "--rungs", SMALL_RUNGS if given.small else RUNGS, "--engine", "torch"]
             one, two = (bench.seconds(*climb, "--out", folder / f"runs-{n}", workers=n) for n in (1, 2))

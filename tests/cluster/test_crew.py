@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from crews import RUNGS, SPEED, report_of, run, without_times
+from rung.climbing.budget import NO_LIMITS, Budget, Limits, TimeUp
+from rung.climbing.options import ClimbOptions
+from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.cluster.crew import ClimbCrew
 from rung.cluster.job import Storage
@@ -180,7 +183,7 @@ def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one
     files = [each.weights.adapter / "adapter_model.safetensors" for each in (made[1.0], alone)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert crew.took("lora")[0] > 0
-    crew.close(done=True)
+    crew.close(QUIET, done=True)
 
 
 def test_no_worker_goes_on_with_a_training_that_the_climb_stops(trains):
@@ -190,7 +193,109 @@ def test_no_worker_goes_on_with_a_training_that_the_climb_stops(trains):
     assert next(shares)[0] == 0.25
     shares.close()
     assert executor.kinds == ["fit lora"]
-    crew.close(done=True)
+    crew.close(QUIET, done=True)
+
+
+class Holds(Records):
+    """Runs nothing until the test says so."""
+
+    held = True
+
+    def submit(self, uri, resources):
+        if not self.held:
+            super().submit(uri, resources)
+
+    def cancel(self, uri):
+        self._ended.append(uri)
+
+
+class Ends:
+    """A progress that ends whatever waits."""
+
+    def advance(self, units=1, note=""):
+        raise TimeUp
+
+
+@pytest.fixture
+def crew_of(small_task_file, tiny_zero, tiny_folder, tmp_path):
+    def make(executor, budget=None):
+        task = Task.load(small_task_file, {"model": str(tiny_folder), "data.train_per_label": "4"})
+        data, store = task.read(), RunStore(tmp_path / "run", budget)
+        store.keep(tiny_zero)
+        return ClimbCrew(executor, "", task, data, store, 0)
+
+    return make
+
+
+def test_what_was_cancelled_with_its_base_is_made_when_it_is_asked_for_again(crew_of):
+    executor = Holds()
+    crew = crew_of(executor)
+    rungs = {"majority": "zero-shot", "majority/tfidf-head": "majority"}
+
+    def ask():
+        for key, base in rungs.items():
+            crew.fit(key, key.rpartition("/")[2], base, None, parts=False, ahead=False)
+
+    ask()
+    with pytest.raises(TimeUp):
+        list(crew.made("majority", Ends()))
+    executor.held = False
+    ask()
+    for key in rungs:
+        ((share, _),) = crew.made(key, QUIET)
+        assert share == 1
+    crew.close(QUIET, done=True)
+
+
+def test_a_job_that_takes_all_the_time_ends_the_stage_and_a_later_stage_asks_anew(crew_of):
+    executor, budget = Records(), Budget(QUIET, Limits(0.0, None))
+    crew = crew_of(executor, budget)
+    ids = [row.id for row in Task.load(crew._job.task, dict(crew._job.overrides)).read().validation[:2]]
+    with pytest.raises(TimeUp):
+        list(crew.answers("zero-shot", "validation", ids, QUIET))
+    budget.limits = NO_LIMITS
+    answered = list(crew.answers("zero-shot", "validation", ids, QUIET))
+    assert [row.id for part in answered for row in part] == ids
+    assert executor.kinds == ["answer zero-shot"] * 2
+    crew.close(QUIET, done=True)
+
+
+def test_a_climb_on_one_worker_ends_with_its_time_and_with_what_it_has(free_task_file, tmp_path):
+    class Late(Records):
+        """The time is over while the sixth job runs, which holds up this process."""
+
+        def submit(self, uri, resources):
+            if len(self.kinds) == 5:
+                budget = self.store.budget
+                budget.limits = Limits(budget.spent(), None)
+                job = json.loads(Path(uri).read_text())
+                Path(uri).write_text(json.dumps({**job, "seconds": budget.left()}))
+            super().submit(uri, resources)
+
+        def capacity(self, resources):
+            return 1
+
+    def crew(task, data, store, seed):
+        executor.store = store
+        return ClimbCrew(executor, "", task, data, store, seed)
+
+    executor = Late()
+    options = ClimbOptions(rungs=RUNGS, out=tmp_path, crew=crew)
+    climbed = climb(Task.load(free_task_file), options=options)
+    assert climbed.recommended is not None
+    assert "failed" not in {rung.status for rung in climbed.result.rungs}, climbed.result.rungs
+
+
+def test_jobs_that_cannot_be_removed_do_not_lose_the_result(crew_of, monkeypatch):
+    def refuses(self):
+        raise self.refused("removed: it is read only")
+
+    crew, said = crew_of(Inline()), list[str]()
+    monkeypatch.setattr(type(QUIET), "say", lambda _, text: said.append(text))
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", refuses)
+        crew.close(QUIET, done=True)
+    assert any("cannot be removed" in text for text in said)
 
 
 @pytest.mark.slow

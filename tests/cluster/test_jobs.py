@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from letters import write_rows
 from rung.artifact.files import fingerprint
 from rung.cluster.executor import RETRIES, Dispatcher, worker_price
-from rung.cluster.job import MANIFEST, Job, Resources, Storage, fetch, hashes, result_of
+from rung.cluster.job import MANIFEST, Job, Resources, Storage, error_of, fetch, hashes, result_of, shared
 from rung.cluster.processes import Inline, Processes, environments
-from rung.cluster.worker import run_job
+from rung.cluster.worker import KINDS, STOPPED, run_job
+from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError, RungError
+from rung.worker_pipes import WorkerEndedError
 
 
 @pytest.fixture
@@ -105,6 +111,42 @@ def test_storage_that_refuses_is_known_before_anything_starts(tmp_path):
     assert caught.value.code == "storage-refused"
     with pytest.raises(MachineError, match="unheard"):
         Storage("unheard://bucket/folder")
+
+
+@pytest.mark.parametrize("address", ["ftp://me:secret@host/j", "simplecache::ftp://me:secret@host/j", "s3://:secret@b"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(address):
+    with pytest.raises(ConfigError) as caught:
+        Storage(address)
+    assert caught.value.code == "bad-option"
+    assert "secret" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_workers_in_other_folders_find_storage_that_was_named_by_a_relative_path(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dispatcher = Dispatcher(Inline(), Storage("runs/jobs"))
+    key = dispatcher.send(job)
+    assert dispatcher.job(key).out == str(tmp_path / "runs" / "jobs" / key)
+    assert Storage(Path("runs")).uri == str(tmp_path / "runs")
+
+
+def test_the_copy_of_an_artifact_is_complete_once_its_manifest_is_there(tmp_path, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    for name in ("config.json", MANIFEST, "members/0/weights", f"members/0/{MANIFEST}"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    copied, put = [], MemoryFileSystem.put_file
+
+    def notes(self, file, target, **more):
+        copied.append(Path(file).relative_to(tmp_path).as_posix())
+        put(self, file, target, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", notes)
+    place = Storage("memory://scale-copy")
+    assert shared(place, tmp_path, "0" * 64) == f"{place.uri}/artifact-{'0' * 16}"
+    assert copied[-1] == MANIFEST
+    assert len(copied) == 4
+    place.remove()
 
 
 def test_the_probe_leaves_nothing_and_a_store_in_memory_is_like_a_folder(job, tmp_path):
@@ -233,11 +275,236 @@ def test_what_may_be_needed_waits_for_what_is_and_leaves_a_worker_free(job, tmp_
     dispatcher.close()
 
 
+class Held(Inline):
+    """Three places elsewhere, with a price; the test says when a job runs and ends."""
+
+    inside = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[str] = []
+
+    def submit(self, uri, resources):
+        self.started.append(uri)
+
+    def finish(self, uri, *, run=True):
+        if run:
+            counted = list(ApiBudget._elsewhere)
+            with suppress(Exception):
+                run_job(uri)
+            ApiBudget._elsewhere[:] = counted  # what another process uses is not seen here
+        self._ended.append(uri)
+
+    def capacity(self, resources):
+        return 3
+
+    def price(self, resources):
+        return 3600.0  # 1 a second
+
+
+@pytest.fixture
+def pays(monkeypatch):
+    """A job of the kind `predict` costs 0.5 at an endpoint, and does what the test says."""
+
+    def paid(job, folder, progress):
+        ApiBudget.add(Spent(requests=1, money=0.5))
+        acts(progress)
+        return {"rows": 0}
+
+    def act(what):
+        nonlocal acts
+        acts = what
+
+    acts = id
+    monkeypatch.setitem(KINDS, "predict", paid)
+    return act
+
+
+def fails(_):
+    raise ValueError("no")
+
+
+def given_up(progress):
+    progress.limits = STOPPED
+    progress.advance(0)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("act", "times"), [(id, 1), (fails, 2)])
+def test_every_attempt_is_paid_once_wherever_it_runs(job, tmp_path, pays, inside, act, times):
+    class Anywhere(Held):
+        def submit(self, uri, resources):
+            self.finish(uri)
+
+    pays(act)
+    before = ApiBudget.process()
+    dispatcher = Dispatcher(Inline() if inside else Anywhere(), Storage(tmp_path / "jobs"))
+    dispatcher.wait([dispatcher.send(job)])
+    spent = ApiBudget.process() - before
+    assert (spent.requests, spent.money) == (times, pytest.approx(0.5 * times))
+
+
+def test_a_cancelled_attempt_is_paid_when_it_ends(job, tmp_path, pays):
+    pays(given_up)
+    before, executor = ApiBudget.process(), Held()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    dispatcher.cancel([dispatcher.send(job)])
+    executor.finish(executor.started[0])
+    dispatcher.step()
+    assert (ApiBudget.process() - before).money == pytest.approx(0.5)
+
+
+def test_hours_count_while_a_job_runs_and_then_only_what_it_took(job, tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("rung.cluster.executor.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=time.sleep))
+    executor = Held()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job)
+    clock[0] += 5000
+    assert dispatcher.money == pytest.approx(5000)
+    executor.finish(executor.started[0])
+    dispatcher.wait([key])
+    assert dispatcher.money == pytest.approx(dispatcher.result(key).seconds) != pytest.approx(5000)
+    dispatcher.send(job.model_copy(update={"seed": 1}))
+    clock[0] += 70
+    dispatcher.close()
+    assert dispatcher.money == pytest.approx(70 + dispatcher.result(key).seconds)
+
+
+def test_the_shares_of_all_jobs_that_run_are_within_the_money_left(job, tmp_path):
+    left, executor = [9.0], Held()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    dispatcher.money_left = lambda: left[0]
+    for seed in range(5):
+        dispatcher.send(job.model_copy(update={"seed": seed}))
+    assert [Job.read(uri).money for uri in executor.started] == [3.0, 3.0, 3.0]
+    left[0] = 7.0  # the first one took 2
+    executor.finish(executor.started[0])
+    dispatcher.step()
+    assert Job.read(executor.started[3]).money == 1.0
+    left[0] = 6.0
+    executor.finish(executor.started[3])
+    dispatcher.step()
+    assert len(executor.started) == 4  # the two that run hold all that is left
+    executor.finish(executor.started[1])
+    dispatcher.step()
+    assert Job.read(executor.started[4]).money == 1.5
+    dispatcher.close()
+
+
+class Stub:
+    """Stands in for a worker process: it works until the test lets it, or it is killed."""
+
+    def __init__(self, module, environment):
+        self.process, self.free, self.killed = self, threading.Event(), False
+        self.environment = environment
+        STUBS.append(self)
+
+    def call(self, name, uri, hosts):
+        CALLS.put(uri)
+        self.free.wait(20)
+        self.free.clear()
+        if self.killed:
+            raise WorkerEndedError(-9)
+
+    def send_signal(self, number):
+        pass
+
+    def close(self):
+        pass
+
+
+STUBS: list[Stub] = []
+CALLS: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+
+def kill(stub):
+    stub.killed = True
+    stub.free.set()
+
+
+def told(executor, count):
+    """So many jobs that the executor tells as ended."""
+    ended = []
+    for _ in range(2000):
+        ended += executor.poll()
+        if len(ended) >= count:
+            break
+        time.sleep(0.005)
+    return ended
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    STUBS.clear()
+    monkeypatch.setattr("rung.cluster.processes.WorkerProcess", Stub)
+    monkeypatch.setattr("rung.cluster.processes.end_group", kill)
+    return STUBS
+
+
+def test_a_job_that_is_sent_again_while_its_cancelled_run_ends_is_told_twice(stubs):
+    executor = Processes(2)
+    executor.submit("job", executor.needs)
+    CALLS.get(timeout=20)
+    executor.cancel("job")
+    executor.submit("job", executor.needs)
+    CALLS.get(timeout=20)
+    for stub in stubs:
+        stub.free.set()
+    assert told(executor, 2) == ["job", "job"]
+    for name in ("other", "job", "job"):  # all workers are alive
+        executor.submit(name, executor.needs)
+    for _ in range(2):
+        CALLS.get(timeout=20)
+    folder = Path(stubs[0].environment["TMPDIR"])
+    assert folder.is_dir()
+    executor.close()
+    assert [stub.killed for stub in stubs[:2]] == [True, True]
+    assert not any(thread.is_alive() for thread in executor._threads)
+    assert not folder.exists()
+
+
+def test_a_worker_that_cannot_start_is_a_lost_one(stubs, monkeypatch):
+    def refuses(*_):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("rung.cluster.processes.WorkerProcess", refuses)
+    executor = Processes(1)
+    executor.submit("job", executor.needs)
+    assert told(executor, 1) == ["job"]
+    monkeypatch.setattr("rung.cluster.processes.WorkerProcess", Stub)
+    executor.submit("job", executor.needs)
+    CALLS.get(timeout=20)
+    stubs[0].free.set()
+    assert told(executor, 1) == ["job"]
+    executor.close()
+
+
+def test_of_several_processes_the_first_that_failed_says_why(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("rung.cluster.worker.current", lambda: together)
+    together = SimpleNamespace(alone=False, first=False, from_first=lambda value: value())
+    causes = iter([ValueError("the cause"), ValueError("lost the others")])
+
+    def fails_once(*_):
+        raise next(causes)
+
+    monkeypatch.setitem(KINDS, "predict", fails_once)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"cause|others"):
+            run_job(written(job, tmp_path))
+    assert error_of(Storage(job.out), 1)["failed"] == "ValueError: the cause"
+
+
 def test_every_worker_has_its_share_of_the_cores_and_a_gpu(monkeypatch):
     cores = sorted(os.sched_getaffinity(0))
     one, other = environments(2)
     assert one["RUNG_WORKER_CORES"] == ",".join(map(str, cores[: max(1, len(cores) // 2)]))
     assert "CUDA_VISIBLE_DEVICES" not in one or one != other
+    assert "OMP_NUM_THREADS" not in one  # what the libraries take follows from the cores
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("rung.cluster.processes.own_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert [each["OMP_NUM_THREADS"] for each in environments(2)] == ["2", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [each["CUDA_VISIBLE_DEVICES"] for each in environments(3)] == ["3", "5", "3"]
 

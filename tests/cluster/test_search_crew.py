@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.climbing.tune import tune
+from rung.climbing import tune as tune_module
+from rung.climbing.tune import defaults, tune
 from rung.cluster.crew import SearchCrew
 from rung.cluster.processes import Inline, Processes
-from rung.errors import ConfigError
+from rung.engines.api_options import ApiBudget, Spent
+from rung.errors import ConfigError, MachineError
 from rung.evaluation.scoring import compare
 from rung.task import Task
 
@@ -59,14 +61,12 @@ def test_trials_run_at_once_and_the_best_one_is_kept_and_compared(free_task_file
 
 
 def test_workers_answer_the_test_rows_of_the_comparison_each_once(free_task_file, tmp_path, monkeypatch):
-    from rung.climbing import tune as module
-
     def better(zero, data, rung_, earlier, progress):
         """The defaults are never the best, so that there is a comparison."""
         raced = races(zero, data, rung_, earlier, progress)
         return replace(raced, scores=[float(bool(earlier))] * len(raced.scores), beaten="")
 
-    races = module.race_trial
+    races = tune_module.race_trial
     monkeypatch.setattr("rung.cluster.worker.race_trial", better)
     executor = Places()
     found = search(free_task_file, tmp_path, executor, trials=4)
@@ -90,6 +90,73 @@ def test_an_interrupted_search_takes_over_the_trials_that_workers_finished(free_
     assert len(first.settings) == 2
     assert len(second.settings) == 2, (first.settings, second.settings)
     assert [trial.settings for trial in found.trials][:2] == first.settings
+
+
+def test_trials_with_equal_settings_are_trials_of_their_own(free_task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("rung.climbing.tune.propose", lambda rung_, _: defaults(rung_))
+    found = search(free_task_file, tmp_path, Places(), trials=5)
+    assert [trial.number for trial in found.trials] == list(range(5))
+    assert len({trial.score for trial in found.trials}) == 1
+
+
+def test_a_trial_that_fails_is_the_end_of_itself(free_task_file, tmp_path, monkeypatch):
+    causes = [None, ValueError("no such number"), MachineError("worker-lost", "it ended")]
+    known: dict[str, Exception | None] = {}
+
+    def fails(zero, data, rung_, earlier, progress):
+        """The second and the third settings fail whenever they are tried."""
+        if (error := known.setdefault(str(rung_), causes[len(known)] if len(known) < 3 else None)) is not None:
+            raise error
+        return races(zero, data, rung_, earlier, progress)
+
+    races = tune_module.race_trial
+    monkeypatch.setattr("rung.cluster.worker.race_trial", fails)
+    found = search(free_task_file, tmp_path, Places(), trials=5)
+    assert len(found.trials) == 5
+    failed = {trial.reason for trial in found.trials if trial.state == "failed"}
+    assert failed == {"ValueError: no such number", "it ended [worker-lost]"}
+    assert found.artifact.is_dir()
+
+
+def test_what_no_worker_can_do_ends_the_search(free_task_file, tmp_path, monkeypatch):
+    def refuses(*_):
+        raise MachineError("worker-mismatch", "another version")
+
+    monkeypatch.setattr("rung.cluster.worker.race_trial", refuses)
+    with pytest.raises(MachineError, match="another version"):
+        search(free_task_file, tmp_path, Places())
+
+
+def test_a_search_in_money_ends_with_what_it_has_and_counts_each_trial_once(free_task_file, tmp_path, monkeypatch):
+    def pays(zero, data, rung_, earlier, progress):
+        ApiBudget.add(Spent(requests=1, money=0.4))
+        progress.advance(0)
+        return races(zero, data, rung_, earlier, progress)
+
+    races = tune_module.race_trial
+    monkeypatch.setattr("rung.cluster.worker.race_trial", pays)
+    executor = Inline()
+    found = search(free_task_file, tmp_path, executor, budget_money=1.0)
+    assert [trial.number for trial in found.trials] == [0, 1]  # the third has 0.2 left
+    assert found.artifact.is_dir()
+    with pytest.raises(ConfigError, match="the budget was used up"):
+        search(free_task_file, tmp_path / "less", executor, budget_money=0.3)
+
+
+def test_two_searches_do_not_write_one_folder(free_task_file, tmp_path):
+    class Again(Places):
+        codes: list[str] = []  # noqa: RUF012
+
+        def submit(self, uri, resources):
+            with pytest.raises(ConfigError) as caught:
+                search(free_task_file, tmp_path, trials=1)
+            self.codes.append(caught.value.code)
+            super().submit(uri, resources)
+
+    found = search(free_task_file, tmp_path, Again(), trials=2)
+    assert set(Again.codes) == {"file-in-use"}
+    assert [trial.state for trial in found.trials if trial.state == "failed"] == []
+    assert len(search(free_task_file, tmp_path, trials=3).trials) == 3  # it is free again
 
 
 @pytest.mark.slow

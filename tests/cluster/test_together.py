@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -42,6 +43,25 @@ def test_the_first_process_does_jobs_that_train_nothing(job, small_task_file, tm
     monkeypatch.setenv("RANK", "0")
     run_job(written(other, tmp_path))
     assert result_of(Storage(other.out)) is not None
+
+
+@pytest.mark.parametrize(("name", "together"), [("majority", False), ("tfidf-head", False), ("lora", True)])
+def test_processes_join_only_for_what_they_can_train_together(job, tmp_path, monkeypatch, name, together):
+    worlds = []
+
+    @contextmanager
+    def notes(world):
+        worlds.append(world.rank)
+        yield world  # without others: `current` is that of one process
+
+    monkeypatch.setattr("rung.cluster.worker.joined", notes)
+    fit = job.model_copy(update={"rung": name, "settings": job.settings if together else {}})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        run_job(written(fit, tmp_path))
+        assert (result_of(Storage(fit.out)) is not None) == (together or rank == "0")
+    assert worlds == ([1, 0] if together else [])
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from together import CONFIG, evaluations, full, trained
+from together import CONFIG, evaluations, full, lora, trained
 from toys import llama, rows
 
-from rung.errors import ConfigError
+from rung.errors import ConfigError, TrainingError
 from rung.training.changes import write_tensors
 from rung.training.checkpoints import Checkpoints
-from rung.training.distributed import World, checksums, current, first_host, joined, launched, slurm_script
+from rung.training.distributed import World, checksums, current, first_host, joined, launch, launched, slurm_script
+from rung.training.loop import train
 
 HERE = Path(__file__).parent
 
@@ -194,3 +195,25 @@ def test_without_others_a_signal_keeps_the_state_and_the_same_training_goes_on(t
     _, whole = trained(tmp_path)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert len(rows(count=13)) > CONFIG.batch_size
+
+
+def test_devices_end_with_the_code_of_the_worst_process(tmp_path, monkeypatch):
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\n[ "$RANK" = 1 ] && exit 3\n[ "$RANK" = 2 ] && kill -s KILL $$\nexit 0\n')
+    stand_in.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    assert [launch(count, ["fit"]) for count in (1, 2, 3)] == [0, 3, 128 + signal.SIGKILL]
+
+
+def test_a_training_of_no_steps_in_several_processes_is_an_error(monkeypatch):
+    class Two(World):
+        """The first of two processes, which talks to nobody."""
+
+        def spread(self, tensors):
+            pass
+
+    monkeypatch.setattr("rung.training.loop.current", lambda: Two(0, 2))
+    model = llama()
+    with pytest.raises(TrainingError, match="no step") as caught:
+        train(model, lora(model), rows(), CONFIG, stop_after=0)
+    assert caught.value.code == "processes-apart"

@@ -47,7 +47,7 @@ class Crew(Protocol):
     def answers(self, key: str, split: Split, ids: Sequence[str], progress: Progress) -> Iterator[list[Prediction]]:
         """Wait for the answers, in the order of the rows, in batches."""
 
-    def close(self, *, done: bool) -> None:
+    def close(self, progress: Progress, *, done: bool) -> None:
         """End the workers; when the climb is `done`, remove what they have left."""
 
 

@@ -294,6 +294,6 @@ def _climb(
         done = True
     finally:
         if state.crew is not None:
-            state.crew.close(done=done)
+            state.crew.close(state.budget, done=done)
     predictions = {name: tuple(store.predictions(name).values()) for name in state.arms}
     return Climb(result, store.folder, predictions)

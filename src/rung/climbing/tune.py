@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
+from rung.climbing.budget import TimeUp
 from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
 from rung.engines.api_options import ApiBudget
@@ -27,7 +28,7 @@ from rung.evaluation.prices import Prices
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.scoring import compare, compare_answers, evaluate, metric_of, row_values
-from rung.models.files import write_atomically
+from rung.models.files import lock_alone, write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.rungs.base import Rung, settable, with_settings
@@ -113,7 +114,7 @@ class TrialCrew(Protocol):
         """Have a trial run: `race_trial`."""
 
     def ended(self, progress: Progress) -> tuple[int, Raced]:
-        """Wait for the next trial to end; return its number."""
+        """Wait for the next trial to end; return its number. Raises TimeUp where it used up its share of the budget."""
 
     def ask(self, folder: Path, ids: Sequence[str], *, ahead: bool) -> object:
         """Have the artifact of a trial answer test rows."""
@@ -121,7 +122,10 @@ class TrialCrew(Protocol):
     def answers(self, folder: Path, ids: Sequence[str], progress: Progress) -> list[Prediction]:
         """Wait for these answers."""
 
-    def close(self, *, done: bool) -> None:
+    def give_up(self) -> None:
+        """End the trials that run."""
+
+    def close(self, progress: Progress, *, done: bool) -> None:
         """End the workers; when the search is `done`, remove what they have left."""
 
 
@@ -137,7 +141,7 @@ def tune(
 
     An interrupted search continues: finished trials are kept in the run folder. With a `crew`, trials run at once, and
     each is proposed as if those that still run had done badly (Optuna's constant liar). Raises ConfigError if the rung
-    is unknown, does not apply or has nothing to search, or if a split has no rows.
+    is unknown, does not apply or has nothing to search, if a split has no rows, or if another search writes the folder.
     """
     validate_task(task)
     task = task.held_out()  # a search of settings is judged on rows that no trial has seen
@@ -166,16 +170,17 @@ def tune(
         others = 0.0 if search.crew is None else search.crew.money
         return budget_money - (ApiBudget.process() - paid).money - hours * prices.machine_hour - others
 
-    if crew is not None:
-        search.crew = crew(task, data, name, zero, folder, seed, money_left)
     done = False
     try:
+        if crew is not None:
+            search.crew = crew(task, data, name, zero, folder, seed, money_left)
         search.run(float("inf") if budget_seconds is None else budget_seconds, money_left)
         result = search.result()
         done = True
     finally:
         if search.crew is not None:
-            search.crew.close(done=done)
+            search.crew.close(progress, done=done)
+        search.held.close()
     return result
 
 
@@ -274,6 +279,12 @@ class _Search:
         self.trials, self.progress, self.began = trials, progress, time.monotonic()
         self.crew: TrialCrew | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        self.held = (folder / "lock").open("a+b")  # until the search ends: another would take its trials for lost ones
+        try:
+            lock_alone(self.held, f"another search is writing {folder}", "wait for it, or choose another --out")
+        except ConfigError:
+            self.held.close()
+            raise
         self.study = _study(folder / "study.log", seed, at_once=at_once)
 
     def run(self, budget_seconds: float, money_left: Callable[[], float]) -> None:
@@ -313,7 +324,12 @@ class _Search:
                 return
             if len(running) < self.crew.workers and (plain := self._kept(self._defaults())).exists():
                 self.crew.ask(plain, [row.id for row in self.data.test], ahead=True)  # the comparison at the end
-            number, raced = self.crew.ended(self.progress)
+            try:
+                number, raced = self.crew.ended(self.progress)
+            except TimeUp:  # what has ended counts; what runs is repeated by the same command with more budget
+                self.crew.give_up()
+                self.progress.finish()
+                return
             self._end(running.pop(number), raced)
             self.progress.advance()
 
@@ -381,7 +397,7 @@ class _Search:
         """Compare the best trial with the defaults on the test rows, and write tuning.json."""
         complete = self._complete()
         if not complete:
-            reason = next((t.user_attrs.get("reason", "") for t in self.study.trials), "")
+            reason = next((t.user_attrs.get("reason", "") for t in self._finished()), "the budget was used up")
             raise ConfigError("nothing-to-search", f"no trial of {self.rung.name} finished: {reason}")
         best = max(complete, key=lambda trial: (sum(trial.user_attrs["scores"]), -trial.number))
         folder, plain = self._kept(best.number), self._kept(self._defaults())

@@ -17,15 +17,17 @@ from typing import Any
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.budget import TimeUp
+from rung.climbing.options import REFUSED
 from rung.climbing.store import RunStore
 from rung.climbing.tune import Raced
 from rung.cluster.executor import Dispatcher, Executor, jobs_in
-from rung.cluster.job import Job, Result, Storage, fetch, shared
-from rung.data.rows import Data, hash_of
+from rung.cluster.job import Job, Result, Storage, fetch, own_name, shared
+from rung.data.rows import Data
 from rung.errors import MachineError, RungError
 from rung.evaluation.result import Prediction, Split
 from rung.progress import Progress
 from rung.task import Task
+from rung.worker_pipes import WorkerError
 
 LEAST, MOST = 8, 128  # rows of a job
 
@@ -37,8 +39,7 @@ class _Crew:
         self, executor: Executor, run: Path, jobs: str, task: Task, data: Data, seed: int,
         money_left: Callable[[], float],
     ) -> None:  # fmt: skip
-        own = f"{run.name}-{hash_of(str(run.resolve()), 8)}"
-        self._storage = Storage(jobs) / own if jobs else Storage(run / "jobs")
+        self._storage = Storage(jobs) / own_name(run) if jobs else Storage(run / "jobs")
         self._dispatcher = Dispatcher(executor, self._storage)
         self._dispatcher.money_left = money_left
         file, overrides = task.source
@@ -65,11 +66,12 @@ class _Crew:
         return (tuple(ids[start : start + size]) for start in range(0, len(ids), size))
 
     def _result(self, number: str) -> Result:
-        """The result of a job; one that used up its share of the budget's money ends the stage as the budget does."""
+        """The result of a job; one that used up its share of the budget ends the stage as the budget does."""
         try:
             return self._dispatcher.result(number)
-        except RungError as error:
-            if error.code == "budget-spent" and self._dispatcher.money_left() < float("inf"):
+        except MachineError as error:
+            if error.code == "budget-spent":
+                self._dispatcher.forget(number)  # a later stage may have more
                 raise TimeUp from error
             raise
 
@@ -83,12 +85,12 @@ class _Crew:
         lines = (folder / "predictions.jsonl").read_text("utf-8").split("\n")[:-1]
         return {row.id: row for row in (Prediction.of(json.loads(line)) for line in lines)}
 
-    def close(self, *, done: bool) -> None:
+    def close(self, progress: Progress, *, done: bool) -> None:
         """End the workers; when all is done, remove the jobs."""
         self._dispatcher.close()
         self._scratch.cleanup()
         if done:
-            self._storage.remove()
+            self._storage.remove_or_say(progress)
 
 
 class ClimbCrew(_Crew):
@@ -96,6 +98,7 @@ class ClimbCrew(_Crew):
 
     def __init__(self, executor: Executor, jobs: str, task: Task, data: Data, store: RunStore, seed: int) -> None:
         super().__init__(executor, store.folder, jobs, task, data, seed, lambda: store.budget.money_left)
+        self._dispatcher.seconds_left = store.budget.left
         self._store = store
         self._fits: dict[str, str] = {}  # by key, the job that makes it
         self._begun: dict[str, str] = {}  # by key, the last job of what is made in parts, each a job
@@ -111,6 +114,7 @@ class ClimbCrew(_Crew):
         if any(getattr(job, name) != getattr(self._job, name) for name in same):
             return
         key, number = str(job.options["key"]), self._dispatcher.found(job, result)
+        self._dispatcher.busy += result.seconds
         if job.kind == "fit":
             if not job.options["parts"]:
                 self._fits.setdefault(key, number)
@@ -119,6 +123,9 @@ class ClimbCrew(_Crew):
 
     def fit(self, key: str, rung: str, base: str, fold: int | None, *, parts: bool, ahead: bool) -> None:
         """Send the job that makes an artifact, or with `parts` its first part."""
+        for sent in (self._fits, self._begun):
+            if key in sent and not self._dispatcher.knows(sent[key]):  # cancelled with what it starts from
+                del sent[key]
         if key in self._fits or key in self._begun:
             return
         change = {"rung": rung, "fold": fold, "options": {"key": key, "parts": parts, "after": 0.0}}
@@ -128,7 +135,8 @@ class ClimbCrew(_Crew):
     def _send(self, job: Job, key: str, *, ahead: bool) -> str:
         """Send a job that starts from an artifact of the run folder, or of another job."""
         folder = self._store.artifact_folder(key)
-        if (made := self._fits.get(key) or self._parts.get(key)) is not None:
+        made = self._fits.get(key) or self._parts.get(key)
+        if made is not None and self._dispatcher.knows(made):
             change = {"artifact": self._dispatcher.job(made).out}
             return self._dispatcher.send(job.model_copy(update=change), ahead=ahead, after=made)
         own = fingerprint(folder)
@@ -158,8 +166,8 @@ class ClimbCrew(_Crew):
             self._fits[key], self._took[key] = number, (seconds, money)
             yield 1.0, artifact
         finally:
-            if not self._dispatcher.over(sent[key]):
-                self._dispatcher.cancel([sent[key]])
+            self._dispatcher.cancel([sent[key]])
+            if not self._dispatcher.knows(sent[key]):
                 del sent[key]
 
     def _loaded(self, out: Storage, result: Result) -> Artifact:
@@ -192,16 +200,15 @@ class ClimbCrew(_Crew):
                 rows = self._read(number)
                 yield [rows[name] for name in ids if asked[name] == number]
         finally:
-            left = [number for number in numbers if not self._dispatcher.over(number)]
-            self._dispatcher.cancel(left)
-            for name in [name for name, number in asked.items() if number in left]:
+            self._dispatcher.cancel(numbers)
+            for name in [name for name, number in asked.items() if not self._dispatcher.knows(number)]:
                 del asked[name]
 
-    def close(self, *, done: bool) -> None:
+    def close(self, progress: Progress, *, done: bool) -> None:
         """End the workers, and say what they did; when the climb is done, remove the jobs."""
-        super().close(done=done)
-        busy, wasted = 3600 * self._dispatcher.hours, self._dispatcher.wasted
-        self._store.budget.say(f"workers were busy for {busy:.0f} s, {wasted:.0f} s of it not needed")
+        super().close(progress, done=done)
+        busy, wasted = self._dispatcher.busy, self._dispatcher.wasted
+        progress.say(f"workers were busy for {busy:.0f} s, {wasted:.0f} s of it not needed")
 
 
 class SearchCrew(_Crew):
@@ -219,7 +226,7 @@ class SearchCrew(_Crew):
         address = shared(self._storage, base, own)
         change = {"kind": "trial", "rung": rung, "held_out": True, "artifact": address, "artifact_fingerprint": own}
         self._job = self._job.model_copy(update=change)
-        self._numbers: dict[str, int] = {}  # of the trials that run, by job
+        self._numbers: dict[str, list[int]] = {}  # by job, the trials that run; equal settings may make one job
         self._finished = [job for job, _ in self._found() if job.settings]
 
     def _found(self) -> Iterator[tuple[Job, Result]]:
@@ -234,21 +241,43 @@ class SearchCrew(_Crew):
         done = next((job for job in self._finished if job.settings == settings), None)
         if done is not None:
             self._finished.remove(done)
-            self._numbers[done.id] = number
+            self._numbers.setdefault(done.id, []).append(number)
             return
         change = {
             "settings": dict(settings),
             "options": {"earlier": {name: list(own) for name, own in earlier.items()}},
         }
-        self._numbers[self._dispatcher.send(self._job.model_copy(update=change))] = number
+        sent = self._dispatcher.send(self._job.model_copy(update=change))
+        self._numbers.setdefault(sent, []).append(number)
 
     def ended(self, progress: Progress) -> tuple[int, Raced]:
-        """Wait for the next trial to end."""
+        """Wait for the next trial to end; one that failed is the end of itself, one without money that of all."""
         self._dispatcher.wait(self._numbers, lambda: progress.advance(0), one=True)
         key = next(key for key in self._numbers if self._dispatcher.over(key))
-        result, number = self._dispatcher.result(key), self._numbers.pop(key)
+        try:
+            result = self._result(key)
+        except (RungError, WorkerError) as error:
+            code = error.code if isinstance(error, RungError) else ""
+            if code == "budget-spent":
+                raise TimeUp from error
+            if code in REFUSED:
+                raise
+            return self._number(key), Raced(None, [], reason=f"{error} [{code}]" if code else str(error))
+        number = self._number(key)
         folder = fetch(Storage(self._dispatcher.job(key).out), result, Path(self._scratch.name)) / "artifact"
         return number, Raced(Artifact.load(folder) if folder.exists() else None, **result.values)
+
+    def _number(self, key: str) -> int:
+        """One of the trials of a job, which then runs no more."""
+        number, *others = self._numbers.pop(key)
+        if others:
+            self._numbers[key] = others
+        return number
+
+    def give_up(self) -> None:
+        """End the trials that run."""
+        self._dispatcher.cancel(list(self._numbers))
+        self._numbers.clear()
 
     def ask(self, folder: Path, ids: Sequence[str], *, ahead: bool) -> list[str]:
         """Send the jobs that answer test rows; return their keys, which are the same the second time.

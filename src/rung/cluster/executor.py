@@ -38,6 +38,10 @@ class Executor(Protocol):
     def needs(self) -> Resources:
         """What a job of one worker takes there."""
 
+    @property
+    def inside(self) -> bool:
+        """Whether jobs run in this process, which itself counts what they use at endpoints."""
+
     def submit(self, uri: str, resources: Resources) -> None:
         """Start a worker on a job, or as soon as one is free."""
 
@@ -96,12 +100,14 @@ class Dispatcher:
         self.executor, self.place, self.resources = executor, place, executor.needs
         self.environment = tuple(filter(os.environ.get, SAME)) if environment is None else environment
         self.slots = max(1, executor.capacity(self.resources))
-        self.hours = 0.0  # that workers were busy
+        self.busy = 0.0  # seconds that workers were, in what has ended
         self.money_left: Callable[[], float] = lambda: float("inf")  # of a budget; every job may take its share of it
+        self.seconds_left: Callable[[], float] = lambda: float("inf")  # of a budget, all of which every job may take
         self._pause = SHORTEST
         self._tasks: dict[str, _Task] = {}
         self._running: dict[str, _Task] = {}
         self._given_up = Counter[str]()  # cancelled jobs that the executor has not told as ended
+        self._ending: dict[str, Job] = {}  # the same, by their files
         place.probe()
 
     # ---- sending
@@ -125,7 +131,8 @@ class Dispatcher:
     def found(self, job: Job, result: Result) -> str:
         """Take over a job that an earlier process had done."""
         key = result.job
-        self._tasks.setdefault(key, _Task(job, ahead=False, after="", result=result))
+        if key not in self._tasks:
+            self._tasks[key] = _Task(job, ahead=False, after="", result=result)
         return key
 
     def need(self, keys: Iterable[str]) -> None:
@@ -150,9 +157,17 @@ class Dispatcher:
                 if task.uri in self._running:
                     self.executor.cancel(task.uri)
                     self._given_up[task.uri] += 1
-                    self._busy(self._running.pop(task.uri))
+                    self.busy += time.monotonic() - self._running.pop(task.uri).began
+                    self._ending[task.uri] = task.job
                 del self._tasks[key]
                 self.cancel([other for other, later in self._tasks.items() if later.after == key])
+
+    def forget(self, key: str) -> None:
+        """Have a failed job, and the failed ones whose results it reads, run anew when they are sent again."""
+        task = self._tasks.get(key)
+        if task is not None and task.failed is not None:
+            del self._tasks[key]
+            self.forget(task.after)
 
     # ---- waiting
 
@@ -198,9 +213,12 @@ class Dispatcher:
     def close(self) -> None:
         """End what still runs."""
         self.executor.close()
-        for task in self._running.values():
-            self._busy(task)
+        self.busy += self._under_way()
         self._running.clear()
+
+    def _under_way(self) -> float:
+        """The seconds since what runs was submitted."""
+        return sum(time.monotonic() - task.began for task in self._running.values())
 
     @property
     def wasted(self) -> float:
@@ -215,8 +233,10 @@ class Dispatcher:
         for uri in self.executor.poll():
             if self._given_up[uri]:  # the same job may have been sent again meanwhile
                 self._given_up[uri] -= 1
+                job = self._ending.pop(uri, None)
+                if job is not None and uri not in self._running:
+                    self._paid(error_of(Storage(job.out), job.attempt) or {})
             elif (task := self._running.pop(uri, None)) is not None:
-                self._busy(task)
                 self._end(task)
                 moved = True
         waiting = [task for task in self._tasks.values() if not task.over and task.uri not in self._running]
@@ -228,13 +248,18 @@ class Dispatcher:
             if before is not None and before.failed is not None:
                 task.failed = before.failed
             elif before is None or before.result is not None:
-                self._start(task)
+                # What runs may still spend its shares of the money. Where nothing else is left, the next job waits.
+                held = sum(each.job.money or 0.0 for each in self._running.values())
+                share = max(0.0, self.money_left() - held) / (self.slots - len(self._running))
+                if share == 0 and self._running:
+                    break
+                self._start(task, {"money": share, "seconds": self.seconds_left()})
                 moved = True
         return moved
 
-    def _start(self, task: _Task) -> None:
-        if (money := self.money_left()) < float("inf"):
-            task.job = task.job.model_copy(update={"money": max(0.0, money) / self.slots})
+    def _start(self, task: _Task, limits: Mapping[str, float]) -> None:
+        limited = {name: None if limit == float("inf") else limit for name, limit in limits.items()}
+        task.job = task.job.model_copy(update=limited)
         out = Storage(task.job.out)
         error_file(out, task.job.attempt).remove()  # of an earlier process that has sent this job
         file = out / f"job-{task.job.attempt}.json"
@@ -247,10 +272,13 @@ class Dispatcher:
         out = Storage(task.job.out)
         task.result = done(task.job)
         if task.result is not None:
-            ApiBudget.add(Spent(**task.result.spent))  # type: ignore[arg-type]  # its counts are written as numbers
+            self.busy += task.result.seconds  # and not the time in which the job waited for a place
+            self._paid({"spent": task.result.spent})
             return
-        record = error_of(out, task.job.attempt)
-        if record is None:
+        record = error_of(out, task.job.attempt) or {}
+        self.busy += record.get("seconds", time.monotonic() - task.began)
+        self._paid(record)
+        if not record.keys() & {"error", "failed"}:
             task.lost += 1
             if task.lost > RETRIES:
                 hint = f"read what the workers said on stderr; the job is {task.uri}"
@@ -272,13 +300,15 @@ class Dispatcher:
         task.job = task.job.model_copy(update={"attempt": task.job.attempt + 1})
         task.uri = ""
 
-    def _busy(self, task: _Task) -> None:
-        self.hours += (time.monotonic() - task.began) / 3600
+    def _paid(self, record: Mapping[str, Any]) -> None:
+        """Count what an attempt used at endpoints, however it ended."""
+        if not self.executor.inside and "spent" in record:
+            ApiBudget.add(Spent(**record["spent"]))
 
     @property
     def money(self) -> float:
-        """What the hours of the workers have cost."""
-        return self.hours * self.executor.price(self.resources)
+        """What the hours of the workers have cost, those of what still runs or waits for a place included."""
+        return (self.busy + self._under_way()) / 3600 * self.executor.price(self.resources)
 
 
 def _error(record: Mapping[str, Any]) -> Exception:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import platform
 import posixpath
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,15 +29,30 @@ from rung._version import __version__
 from rung.data.rows import hash_of
 from rung.errors import ConfigError, MachineError, needed_by
 from rung.models.cache import file_sha256
+from rung.progress import Progress
 
 MANIFEST = "manifest.json"
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+PASSWORD = re.compile(r"://[^/?#@:]*:[^/?#]*@")  # also in the later parts of a chain: simplecache::ftp://me:secret@host
+
+
 def _without_password(uri: str) -> str:
-    if "://" in uri and urlsplit(uri).password is not None:
+    if PASSWORD.search(uri):
         raise ValueError("an address must not hold a password: set the storage's own environment variables")
     return uri
+
+
+def refuse_password(uri: str) -> None:
+    """Refuse an address with a password, which jobs and the commands of workers would show to others.
+
+    Raises:
+        ConfigError: `bad-option`; it does not repeat the address.
+    """
+    if PASSWORD.search(uri):
+        hint = "leave it out, and set the environment variables that the storage reads on all workers"
+        raise ConfigError("bad-option", "--jobs: an address must not hold a password", hint=hint)
 
 
 Address = Annotated[str, AfterValidator(_without_password)]
@@ -61,7 +76,8 @@ class Job(BaseModel):
             (`predict`), or make an artifact with other settings and race it (`trial`).
         out: the folder of the result.
         task: the task file; `overrides` are its `--set` options, `held_out` that its rows are always split.
-        task_fingerprint, data_fingerprint, artifact_fingerprint: what the worker must find; empty: not compared.
+        task_fingerprint, data_fingerprint, artifact_fingerprint: what the worker must find; empty: not compared. The
+            data are those of the task, or the rows of the part.
         version: the version of Rung that must do it.
         engine: the engine that must run the artifact's model.
         artifact: the folder of the artifact to start from or to answer with, or of the result of the job that makes it.
@@ -127,9 +143,13 @@ class Job(BaseModel):
 
 
 class Storage:
-    """A file or folder by its path or URI, such as `s3://bucket/folder`."""
+    """A file or folder by its path or URI, such as `s3://bucket/folder`.
+
+    `uri` is what workers get. A path in it is absolute, since they run in other folders, with `/` on all systems.
+    """
 
     def __init__(self, uri: str | Path) -> None:
+        refuse_password(str(uri))
         with needed_by("work on several workers", extra="cluster"):
             from fsspec import filesystem
             from fsspec.core import url_to_fs
@@ -137,7 +157,8 @@ class Storage:
         self.uri = str(uri)
         with self._reached("opened"):
             if self.local:  # not by fsspec's reading of addresses, to which `::` in a path means something else
-                self.fs, self.path = filesystem("file"), str(Path(self.uri).absolute())
+                self.uri = self.path = Path(self.uri).absolute().as_posix()
+                self.fs = filesystem("file")
             else:
                 self.fs, self.path = url_to_fs(self.uri)
 
@@ -169,9 +190,9 @@ class Storage:
             Path(scratch).replace(self.path)
 
     def put(self, folder: Path) -> None:
-        """Copy the files of a folder of this machine here."""
+        """Copy the files of a folder of this machine here, the manifest last: with it, the copy is complete."""
         with self._reached("written"):
-            for file in sorted(folder.rglob("*")):
+            for file in sorted(folder.rglob("*"), key=lambda each: (each == folder / MANIFEST, each)):
                 if file.is_file():
                     target = posixpath.join(self.path, file.relative_to(folder).as_posix())
                     self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
@@ -197,6 +218,13 @@ class Storage:
         with self._reached("removed"):
             if self.fs.exists(self.path):
                 self.fs.rm(self.path, recursive=True)
+
+    def remove_or_say(self, progress: Progress) -> None:
+        """Remove it when all is done: what cannot be removed is said, and loses no result."""
+        try:
+            self.remove()
+        except MachineError as error:
+            progress.say(f"{error}; everything else is done, so remove it yourself")
 
     def probe(self) -> None:
         """Write, read and remove a file, so that storage that refuses is known before any work starts.
@@ -299,6 +327,11 @@ def shared(storage: Storage, folder: Path, fingerprint: str) -> str:
     if MANIFEST not in copy.folders():
         copy.put(folder)
     return copy.uri
+
+
+def own_name(out: Path) -> str:
+    """The name of the folder that the jobs for a file or a run folder have below a shared one."""
+    return f"{out.name}-{hash_of(str(out.resolve()), 8)}"
 
 
 def installation() -> str:

@@ -4,6 +4,8 @@
     OUT.parts/rows-00000007.jsonl      the rows of a part that is not done: what the model reads, and what is kept
     OUT.parts/JOB/.../answers.jsonl    the answers of a part, with a manifest once it is done
 
+The last two are below `--jobs` where it is given, in a folder for this OUT.
+
 Whatever runs the parts, they are the same, so that another executor finishes what one began. At the end they are joined
 in order to the file that `rung predict` writes in one process. A row on which the artifact fails becomes a record with
 `error`; where it fails on all rows of a batch, the cause is not a row, and the part fails.
@@ -12,7 +14,6 @@ in order to the file that `rung predict` writes in one process. A row on which t
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,10 +36,10 @@ from rung.artifact.predict_file import (
     parts_folder,
 )
 from rung.cluster.executor import Dispatcher, Executor
-from rung.cluster.job import Job, Storage, fetch, result_of, shared
+from rung.cluster.job import Job, Storage, fetch, own_name, result_of, shared
 from rung.data.cells import json_text
 from rung.data.examples import read_inputs
-from rung.data.rows import Example, Record, example_id
+from rung.data.rows import Example, Record, example_id, hash_of
 from rung.data.sources import FileFormat
 from rung.errors import ConfigError, MachineError, RungError
 from rung.models.files import replacing, write_atomically
@@ -78,13 +79,17 @@ def predict_in_parts(
         RungError: a part failed twice; the others are kept.
     """
     home = parts_folder(out)
-    if out.exists():
+    place = Storage(jobs) / own_name(out) if jobs else Storage(home)
+    if out.exists() and not (resume and home.exists()):
         hint = "it was not made in parts: go on without --workers, or remove it first" if resume else "remove it first"
         raise ConfigError("file-exists", f"{out} exists", hint=hint)
     asked = ask(artifact, data, form, keep=keep, top_k=top_k)
     origin, noted = asked.origin(fingerprint), home / "origin.json"
+    if out.exists():  # an earlier run joined the parts, and was killed before it had removed them
+        check_origin(out, origin_file(out), origin, resume=True)
+        _clean_up(home, place, progress)
+        return replace(Predicted(asked.total, 0), format=asked.form.describe(), columns=asked.columns)
     check_origin(home, noted, origin, resume=resume)
-    place = Storage(jobs or home)
     dispatcher = Dispatcher(executor, place)
     home.mkdir(parents=True, exist_ok=True)
     if (size := read_object(noted).get("rows")) is None:
@@ -105,14 +110,18 @@ def predict_in_parts(
         dispatcher.close()
     if answered != asked.total:
         raise MachineError("internal-error", f"{answered} of {asked.total} rows are in {out}")
-    shutil.rmtree(home)
-    for key in run.keys:
-        (place / key).remove()
+    _clean_up(home, place, progress)
     return replace(
         Predicted(asked.total, run.answered, **dict[str, Any](run.counts)),
         format=asked.form.describe(),
         columns=asked.columns,
     )
+
+
+def _clean_up(home: Path, place: Storage, progress: Progress) -> None:
+    """Remove the parts once they are joined; what cannot be removed is said, since the answers are there."""
+    place.remove_or_say(progress)
+    Storage(home).remove_or_say(progress)
 
 
 def _part_size(total: int, workers: int) -> int:
@@ -151,17 +160,18 @@ class _Parts:
         waiting, first = list[str](), 0
         for size in rows_of_parts:
             part = list(islice(lines, size))
+            text, count = "".join(part), len(part)
             rows = self.place / f"rows-{len(self.keys):08d}.jsonl"
             job = Job(
                 kind="predict", out="", artifact=self.artifact, artifact_fingerprint=self.fingerprint, data=rows.uri,
-                options={**self.options, "first": first, "rows": len(part)},
+                data_fingerprint=hash_of(text, 64), options={**self.options, "first": first, "rows": count},
             )  # fmt: skip
-            first += len(part)
+            first += count
             self.keys.append(job.id)
             if self.dispatcher.done(job):
-                self.progress.advance(len(part))
+                self.progress.advance(count)
                 continue
-            rows.write("".join(part))
+            rows.write(text)
             waiting.append(self.dispatcher.send(job))
             if len(waiting) >= AHEAD * self.dispatcher.slots:
                 waiting = self._collect(waiting)
@@ -203,11 +213,15 @@ def _join(keys: Sequence[str], place: Storage, out: Path) -> int:
 
 
 def answer_part(
-    artifact: Artifact, rows: Storage, out: Path, options: Mapping[str, Any], progress: Progress
+    artifact: Artifact, rows: Storage, wanted: str, out: Path, options: Mapping[str, Any], progress: Progress
 ) -> dict[str, int]:
-    """Answer the rows of a part into a file; return their number, and what `Predicted` counts."""
-    if (text := rows.read()) is None:
-        raise MachineError("storage-refused", f"{rows.uri} is missing", hint="run the same command with --resume")
+    """Answer the rows of a part into a file; return their number, and what `Predicted` counts.
+
+    `wanted` is the fingerprint of the rows; empty where it is not compared.
+    """
+    if (text := rows.read()) is None or wanted not in ("", hash_of(text, 64)):
+        problem = f"{rows.uri} {'is missing' if text is None else 'has other rows than when the job was made'}"
+        raise MachineError("storage-refused", problem, hint="run the same command with --resume")
     columns = AnswerColumns(tuple(options["columns"]["kept"]), options["columns"]["top_k"])
     lines, counts = iter(text.split("\n")[:-1]), Counter[str]()
     with out.open("w", encoding="utf-8") as target:

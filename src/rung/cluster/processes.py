@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rung import user_code
 from rung.cluster.executor import Executor, worker_price
@@ -55,7 +56,7 @@ def open_executor(workers: str = "", on: str = "") -> Executor:
 def _count(workers: str, on: str) -> int | None:
     if workers in ("", "auto"):
         return None
-    if not workers.isdigit() or not 1 <= int(workers) <= 10_000:
+    if not workers.isdecimal() or not 1 <= int(workers) <= 10_000:
         where = " with --on" if on else ""
         raise ConfigError("bad-option", f"--workers {workers!r}{where}", hint="give a number from 1, or auto")
     return int(workers)
@@ -73,6 +74,7 @@ class Inline:
     """Runs every job in this process, when it is submitted."""
 
     needs = Resources()
+    inside = True
 
     def __init__(self) -> None:
         self._ended: list[str] = []
@@ -109,16 +111,22 @@ class Inline:
 class Processes(Inline):
     """Worker processes of this machine, which keep models loaded; each has a GPU, or its share of the cores."""
 
+    inside = False
+
     def __init__(self, count: int) -> None:
         super().__init__()
+        # Workers end by SIGKILL, so this process removes their temporary files.
+        self._scratch = TemporaryDirectory(prefix="rung-workers-", ignore_cleanup_errors=True)
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._waiting: list[str] = []  # jobs that no worker has begun
-        self._workers: dict[str, tuple[WorkerProcess, object]] = {}  # by the job that runs, and a mark of this run
+        # By a mark of each run, as a job may be sent again while its cancelled run still ends: the worker, and the job.
+        self._workers: dict[object, tuple[WorkerProcess, str]] = {}
         self._lock, self._closed = threading.Lock(), False
         self._threads = [
-            threading.Thread(target=self._serve, args=(own,), daemon=True) for own in environments(count)
-        ]  # fmt: skip
+            threading.Thread(target=self._serve, args=({**own, "TMPDIR": self._scratch.name},), daemon=True)
+            for own in environments(count)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -142,20 +150,23 @@ class Processes(Inline):
         with self._lock:
             if uri in self._waiting:
                 self._waiting.remove(uri)
-            elif (running := self._workers.get(uri)) is not None:
+                return
+            for run, (worker, own) in self._workers.items():
+                if own != uri:
+                    continue
                 if STOP is None:
-                    end_group(running[0].process)
-                    return
-                running[0].process.send_signal(STOP)
-                timer = threading.Timer(PATIENCE, self._end, (uri, running))
+                    end_group(worker.process)
+                    continue
+                worker.process.send_signal(STOP)
+                timer = threading.Timer(PATIENCE, self._end, (run,))
                 timer.daemon = True
                 timer.start()
 
-    def _end(self, uri: str, running: tuple[WorkerProcess, object]) -> None:
-        """End the worker if it is still at this run of the job."""
+    def _end(self, run: object) -> None:
+        """End the worker if it is still at this run."""
         with self._lock:
-            if self._workers.get(uri) is running:
-                end_group(running[0].process)
+            if run in self._workers:
+                end_group(self._workers[run][0].process)
 
     def capacity(self, resources: Resources) -> int:
         """The number of workers."""
@@ -166,37 +177,39 @@ class Processes(Inline):
         """End all workers, and what they run."""
         with self._lock:
             self._closed = True
-            running = list(self._workers.items())
-        for uri, each in running:
-            self._end(uri, each)
+            running = list(self._workers)
+        for run in running:
+            self._end(run)
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        self._scratch.cleanup()
 
     def _serve(self, environment: dict[str, str]) -> None:
-        worker: WorkerProcess | None = WorkerProcess("rung.cluster.worker", environment)  # it loads until a job comes
+        worker: WorkerProcess | None = None
+        with suppress(OSError):  # tried again when a job comes
+            worker = WorkerProcess("rung.cluster.worker", environment)  # it loads until then
         while (uri := self._jobs.get()) is not None:
-            worker = worker or WorkerProcess("rung.cluster.worker", environment)
-            with self._lock:
-                if self._closed:
-                    break
-                begins = uri in self._waiting
-                if begins:
-                    self._waiting.remove(uri)
-                    self._workers[uri] = (worker, object())
-            if not begins:
-                self._done.put(uri)
-                continue
+            run = object()
             try:
+                worker = worker or WorkerProcess("rung.cluster.worker", environment)
+                with self._lock:
+                    if self._closed:
+                        break
+                    if uri not in self._waiting:
+                        continue
+                    self._waiting.remove(uri)
+                    self._workers[run] = worker, uri
                 worker.call("run", uri, user_code.named_endpoints())  # by the command line of this process, too
-            except WorkerEndedError:
+            except (WorkerEndedError, OSError):  # it was lost, or cannot start
                 worker = None
             except (RungError, WorkerError):
                 pass  # the job's folder has the error
-            with self._lock:
-                del self._workers[uri]
-            self._done.put(uri)
+            finally:  # whatever happens: who sent the job waits for this
+                with self._lock:
+                    self._workers.pop(run, None)
+                self._done.put(uri)
         if worker is not None:
             worker.close()
 
@@ -209,6 +222,8 @@ def environments(count: int) -> list[dict[str, str]]:
     for number in range(count):
         mine = [cores[(number * each + place) % len(cores)] for place in range(each)]
         values = {"RUNG_WORKER_CORES": ",".join(map(str, mine))}
+        if not hasattr(os, "sched_setaffinity") and "OMP_NUM_THREADS" not in os.environ:
+            values["OMP_NUM_THREADS"] = str(each)  # each worker would take all cores
         if gpus:
             values["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         own.append(values)
@@ -217,6 +232,8 @@ def environments(count: int) -> list[dict[str, str]]:
 
 class Commands(Inline):
     """Starts a command for each job, which ends when the job has: `srun`, `kubectl run --attach`, `ssh`."""
+
+    inside = False
 
     def __init__(self, template: str, count: int) -> None:
         super().__init__()

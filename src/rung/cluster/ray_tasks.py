@@ -28,6 +28,8 @@ class RayTasks:
         count: the most tasks at once; None for as many as the cluster has places.
     """
 
+    inside = False
+
     def __init__(self, address: str = "", count: int | None = None) -> None:
         with needed_by("--on ray", extra="cluster"):
             import ray

@@ -26,10 +26,10 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
-from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, hashes, installation, result_of
+from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, error_of, hashes, installation, result_of
 from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
-from rung.engines.api_options import ApiBudget
+from rung.engines.api_options import ApiBudget, Spent
 from rung.engines.opening import machine_id
 from rung.errors import MachineError, RungError
 from rung.evaluation.scoring import evaluate
@@ -50,39 +50,64 @@ CHOSEN = ("batch_size", "learning_rate")  # settings that a training may choose 
 def run_job(uri: str) -> str:
     """Run a job unless it is done; return the address of its manifest.
 
-    Where torchrun or srun has started several processes for it, they train together, and the first one writes. It does
-    jobs of other kinds alone.
+    Where torchrun or srun has started several processes for it, they train together what can be trained so, and the
+    first one writes. It does all other jobs alone.
 
     Raises:
         RungError: it failed; its folder has the error, too.
     """
     job, world = Job.read(uri), launched()
-    if world.alone or (world.first and job.kind != "fit"):
+    if world.alone:
         return _run_unless_done(job)
+    if _trains_together(job):
+        with joined(world):
+            return _run_unless_done(job)
+    return _run_unless_done(job) if world.first else (Storage(job.out) / MANIFEST).uri
+
+
+def _trains_together(job: Job) -> bool:
+    """Whether several processes can do the job together: the rung of a fit says so, and a trial also races."""
     if job.kind != "fit":
-        return (Storage(job.out) / MANIFEST).uri
-    with joined(world):
-        return _run_unless_done(job)
+        return False
+    try:
+        return _rung_of(job, Task.load(job.task, dict(job.overrides))).trains_together
+    except Exception:  # the first process meets the same error, and leaves it in the job's folder
+        return False
 
 
 def _run_unless_done(job: Job) -> str:
     out = Storage(job.out)
     if current().from_first(lambda: done(job) is None):
+        began, paid = time.perf_counter(), ApiBudget.process()
+
+        def leave(record: Mapping[str, Any]) -> None:
+            """Leave a record of an attempt that is not done; of several processes, the first that failed tells why."""
+            if current().alone or error_of(out, job.attempt) is None:
+                spent, seconds = asdict(ApiBudget.process() - paid), time.perf_counter() - began
+                whole = {**record, "installation": installation(), "seconds": seconds, "spent": spent}
+                error_file(out, job.attempt).write(json.dumps(whole))
+
         try:
-            _run(job, out)
+            _run(job, out, began, paid)
+        except _GivenUp:
+            if ApiBudget.process() != paid:
+                leave({})
         except Exception as error:
-            record = {"error": error_to_dict(error)} if isinstance(error, RungError) else {
-                "failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()
-            }  # fmt: skip
-            error_file(out, job.attempt).write(json.dumps({**record, "installation": installation()}))
+            leave(
+                {"error": error_to_dict(error)} if isinstance(error, RungError) else
+                {"failed": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            )  # fmt: skip
             raise
     return (out / MANIFEST).uri
 
 
-def _run(job: Job, out: Storage) -> None:
+class _GivenUp(Exception):  # noqa: N818
+    """Whoever sent the job no longer wants it."""
+
+
+def _run(job: Job, out: Storage, began: float, paid: Spent) -> None:
     """Work in a folder of this machine, copy it to storage, and write the manifest."""
     _check_versions(job)
-    began, paid = time.perf_counter(), ApiBudget.process()
     limits = Budget(QUIET, Limits(job.seconds, job.money))
     limits.money = lambda: (ApiBudget.process() - paid).money
     with TemporaryDirectory(prefix="rung-job-") as scratch:
@@ -90,10 +115,11 @@ def _run(job: Job, out: Storage) -> None:
         folder.mkdir()
         try:
             with _stoppable(limits):
+                limits.check()  # remembered answers take no time, and report no progress
                 values = KINDS[job.kind](job, folder, limits)
         except TimeUp:
             if limits.limits is STOPPED:
-                return  # whoever sent the job has given it up
+                raise _GivenUp from None
             raise MachineError("budget-spent", f"the job {job.id} used up its share of the budget") from None
         work = Work(time.perf_counter() - began, asdict(ApiBudget.process() - paid))
         publish(job, out, folder, work, values)
@@ -261,7 +287,8 @@ def _answer(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
 
 def _predict(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
     with _artifact_of(job) as artifact:
-        return answer_part(artifact, Storage(job.data), folder / ANSWERS, job.options, progress)
+        rows, answers = Storage(job.data), folder / ANSWERS
+        return answer_part(artifact, rows, job.data_fingerprint, answers, job.options, progress)
 
 
 def _trial(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:

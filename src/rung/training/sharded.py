@@ -31,6 +31,7 @@ from rung.engines.tree_scoring import best_attention
 from rung.errors import ConfigError
 from rung.machine import free_memory_bytes
 from rung.models.checkpoint import verify
+from rung.models.hub import loaded_weights
 from rung.models.reference import ModelFiles, resolve, tensor_sizes
 from rung.progress import Progress
 from rung.training.changes import Change, forget_parameters, read_tensors, write_settings, write_tensors
@@ -180,7 +181,7 @@ def _own_parts(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     """The parts of this process of all parameters, and persistent buffers, read from a model's files."""
     found: dict[str, torch.Tensor] = {}
     with ExitStack() as opened:
-        files = [opened.enter_context(safe_open(file, "pt")) for file in sorted(folder.glob("*.safetensors"))]
+        files = [opened.enter_context(safe_open(file, "pt")) for file in loaded_weights(folder)]
         places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         names = dict(model.named_parameters(remove_duplicate=False))
         known: dict[int, torch.nn.Parameter] = {}  # by the parameter that it replaces: tied ones stay tied
