@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import rung
 from rung.artifact.decoder import Answer
+from rung.evaluation.result import ClimbResult, Prediction, RungResult
 from rung.progress import QUIET, TerminalProgress, default_progress
 
 ROWS = [{"text": f"<b>message {number}</b>", "label": ("spam", "ham")[number % 2]} for number in range(40)]
@@ -31,6 +32,21 @@ def test_an_answer_shows_its_text_and_how_sure_it_is():
     answer = Answer("spam", 0.934, (0.066, 0.934), 12, 0, 0.1)
     assert repr(answer) == "Answer('spam', confidence=0.934)"
     assert "93.4 %" in answer._repr_html_()
+
+
+def test_results_of_a_climb_are_short():
+    ran = RungResult("lora", "tuning", "accuracy", "confirmed", "test", score=0.91, n=100)
+    failed = RungResult("lora", "tuning", "accuracy", "failed")
+    row = Prediction(
+        "7", "test.csv:8", "test", {"text": "long " * 99}, "long " * 99, ("spam",), "ham", 0.0, 0.9, 12, 0.1
+    )
+    climbed = ClimbResult(
+        "mail", "accuracy", "embedded", "torch", 0, "0.1", "", 1.0, None, "lora", "Use lora.", (ran,), (), {}
+    )
+    assert repr(ran) == "RungResult(lora: accuracy 0.910 on 100 test rows)"
+    assert repr(failed) == "RungResult(lora: failed)"
+    assert repr(row) == "Prediction(7: 'ham', score 0)"
+    assert repr(climbed) == "ClimbResult(mail: Use lora.)"
 
 
 def test_progress_is_shown_where_a_person_watches(monkeypatch):

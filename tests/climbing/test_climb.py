@@ -349,6 +349,7 @@ def test_macro_f1_decides_a_climb(banking, tmp_path):
         return f1_score([row.expected[0] for row in own], [row.prediction for row in own], average="macro")
 
     assert {rung.status for rung in found.values()} == {"confirmed"}  # no arm left early
+    assert result.kind == "category"
     for name, rung in found.items():
         assert rung.score == pytest.approx(f1(name))
         assert rung.low <= rung.score <= rung.high

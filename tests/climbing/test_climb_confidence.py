@@ -186,6 +186,15 @@ def test_a_climb_fits_what_it_recommends(task, tiny_folder, tmp_path):
     assert "expected calibration error on 36 test rows" in html
     assert "Coverage against accuracy" in html
     assert 'style="' not in html
+    chosen = told["abstaining"]
+    curve, interval, point = (line.get_xydata() for line in found.plot.coverage().axes[0].lines)
+    np.testing.assert_allclose(curve, 100 * np.array(told["curve"])[:, 1:])
+    np.testing.assert_allclose(interval[:, 1], [100 * chosen["low"], 100 * chosen["high"]])
+    np.testing.assert_allclose(point, [[100 * chosen["coverage"], 100 * chosen["accuracy"]]])
+    for axes, name in zip(found.plot.reliability().axes, ("before", "after"), strict=True):
+        assert axes.get_title().startswith(f"error {100 * told[name]['error']:.1f} % (p ")
+        points = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(points, [(sure, right) for _, sure, right, *_ in told[name]["bins"]])
     again = climb(asked, options=ClimbOptions(rungs=("features",), out=tmp_path, resume=True))
     assert again.result.confidence == told
 

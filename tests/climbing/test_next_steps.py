@@ -21,7 +21,7 @@ from rung.climbing.next_steps import (
     two_sample,
 )
 from rung.data.rows import Example
-from rung.evaluation.result import Prediction, RungResult
+from rung.evaluation.result import SUSPECTS, Prediction, RungResult, SuspectLabel
 from rung.rungs.features import vectors_of
 from rung.task import Task
 
@@ -144,7 +144,9 @@ def replace_data(rows, labels):
 
 def test_steps_of_a_climb(banking, zero, tmp_path):
     labels, rows, _, truth = banking
-    data = replace_data(rows[200:], labels)
+    asked = [replace(row, outputs=(labels[(truth[i] + 1) % LABELS],)) if i == 207 else row
+             for i, row in enumerate(rows)][200:]  # fmt: skip
+    data = replace_data(asked, labels)
     train = [replace(row, outputs=(labels[(truth[i] + 1) % LABELS],)) if i < 5 else row
              for i, row in enumerate(rows[:200])]  # fmt: skip
     data = replace(data, train=tuple(train))
@@ -154,7 +156,7 @@ def test_steps_of_a_climb(banking, zero, tmp_path):
     head[3] = 1 / LABELS
     head[3, (truth[203] + 1) % LABELS] += 0.001  # wrong, but unsure
     answers = {
-        name: [answered(name, row, labels, p) for row, p in zip(rows[200:], head, strict=True)]
+        name: [answered(name, row, labels, p) for row, p in zip(asked, head, strict=True)]
         for name in ("zero-shot", "head", "other")
     }
     rungs = [result("zero-shot"), result("head", {"head": {"encoder": "embedded-encoder"}})]
@@ -167,7 +169,14 @@ def test_steps_of_a_climb(banking, zero, tmp_path):
     assert found.doubled[1] >= found.curve[-1][1]
     by_start = {step.split(":")[0]: step for step in steps}
     assert "more training rows" in by_start
-    assert any(row.source in by_start["labels that may be wrong"] for row in train[:5])
+    suspects = {each.id: each for each in found.suspects}
+    assert suspects[asked[7].id] == SuspectLabel(
+        "test", asked[7].id, asked[7].source, asked[7].outputs[0], labels[truth[207]], asked[7].inputs["text"]
+    )
+    learnt = [suspects[row.id] for row in train[:5] if row.id in suspects]
+    assert {(each.split, each.source) for each in learnt} <= {("train", row.source) for row in train[:5]}
+    assert len(learnt) >= 3
+    assert f"and {len(suspects) - 4} more (`rung report RUN --rows suspect` lists all)" in by_start[SUSPECTS]
     assert f"rows that no arm answers right: 1 of {len(head)}: {rows[203].source}; check" in "".join(steps)
     assert not any(step.startswith("fresh test rows") for step in steps)
     again = next_steps(artifact, data, rungs, "head", answers, 2).texts

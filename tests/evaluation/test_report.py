@@ -1,5 +1,6 @@
+import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
 from rung.evaluation.report import plots
-from rung.evaluation.report.explorer import answered_rows
+from rung.evaluation.report.explorer import MOST_ROWS, answered_rows
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price, svg
 from rung.evaluation.report.words import delta_text, worth_notes
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, TimeSpan
+from rung.evaluation.result import HARD, ClimbResult, Comparison, Prediction, RungResult, SuspectLabel, TimeSpan
+from rung.evaluation.result import SUSPECTS as SUSPECT_STEP
 from rung.evaluation.scoring import related
 from rung.evaluation.statistics import compare
+from rung.yamlfile import sealed
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\0'\"" + "x" * 10_000
 
@@ -61,6 +64,7 @@ def result():
         seconds=1200.0, budget_seconds=None, recommended="features", decision="Use features: +41.0 pp", rungs=rungs,
         comparisons=comparisons, data=data, money=0.52, endpoint_money=0.45, endpoint_tokens=(12_000, 300),
         prices=Prices(0.1, False, 90_000, 0.15, 0.6, 0.075).as_dict(), next_steps=("collect 200 rows",),
+        kind="category",
     )  # fmt: skip
 
 
@@ -162,10 +166,98 @@ def test_the_table_fits_every_width(result, width):
     )
 
 
+SUSPECTS = (
+    SuspectLabel("test", "4", "test.csv:6", "a", "b", "Where is my <card>?"),
+    SuspectLabel("train", "t1", "train.csv:9", "a", "b", "My <card> is lost"),
+)
+
+
 def test_written_and_read_it_is_the_same(result, tmp_path):
+    result = replace(result, suspects=SUSPECTS)
     result.write(tmp_path)
     assert ClimbResult.read(tmp_path) == result
     assert result.summary()["recommended"] == "features"
+
+
+@pytest.mark.parametrize(("metric", "kind"), [("accuracy", "category"), ("rougeL", "text")])
+def test_a_report_of_an_earlier_layout_is_read(result, tmp_path, metric, kind):
+    result = replace(result, metric=metric, kind=kind)
+    values = asdict(result)
+    del values["kind"], values["suspects"]
+    (tmp_path / "report.json").write_text(sealed(values))
+    assert ClimbResult.read(tmp_path) == result
+
+
+# ---- what depends on the kind of answers, and not on the metric
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "macro_f2", "label_costs", "accuracy@2"])
+def test_labels_have_confusions_and_filters_whatever_the_metric_is(result, predictions, metric):
+    text = page(replace(result, metric=metric), predictions)
+    assert "Most confused labels" in text
+    assert ">a as c</a>" in text
+    assert '<option value="c">c</option>' in text
+    assert answered_rows(replace(result, metric=metric), predictions).labels == (["a"], ["a", "b", "c"])
+
+
+def test_other_answers_have_no_confusions(result, predictions, tmp_path):
+    other = replace(result, kind="text")
+    assert "Most confused labels" not in page(other, predictions)
+    assert answered_rows(other, predictions).labels == ([], [])
+    assert Climb(other, tmp_path, predictions).plot.confusions() is None
+
+
+# ---- rows
+
+
+def test_labels_that_may_be_wrong_are_found_also_among_training_rows(result, predictions):
+    found = answered_rows(replace(result, suspects=SUSPECTS), predictions)
+    rows = [found.rows[number] for number in found.chosen(found.place, {"kind": "suspect"})]
+    assert [(row["o"], row["p"], row["e"], row["l"]) for row in rows] == [
+        ("test.csv:2", "test", ["a"], "b"), ("train.csv:9", "train", ["a"], "b"),
+    ]  # fmt: skip
+    assert rows[1]["a"] == [None] * 4
+    assert "train.csv:9" not in {found.rows[number]["o"] for number in found.chosen(found.place, {"kind": "all"})}
+    assert found.chosen(found.place, {"kind": "suspect", "find": "is LOST"}) == [len(found.rows) - 1]
+    assert found.chosen(found.place, {"kind": "suspect", "given": "c"}) == []
+    assert "suspect" not in answered_rows(result, predictions).kinds
+
+
+def test_rows_that_no_rung_answers_right(result):
+    def row(i, score):
+        return Prediction(f"{i}", f"t:{i}", "test", {"text": "x"}, "", ("a",), "b", score, 0.5, 1, 0.1)
+
+    answers = {
+        "zero-shot": [row(i, 0.0) for i in range(4)],
+        "features": [row(i, float(i == 1)) for i in range(4)],
+        "lora": [row(i, 0.0) for i in range(3)],  # two answers are too few to call the last row hard
+    }
+    found = answered_rows(result, answers)
+    assert sorted(found.rows[n]["o"] for n in found.chosen(found.place, {"kind": "hard"})) == ["t:0", "t:2"]
+
+
+def test_a_page_says_how_many_rows_it_leaves_out(result):
+    rows = [Prediction(f"{i}", f"t:{i}", "test", {"text": "x"}, "", ("a",), "a", 1.0, 0.5, 1, 0.1)
+            for i in range(MOST_ROWS + 1234)]  # fmt: skip
+    last = replace(SUSPECTS[0], id=rows[-1].id)
+    text = page(replace(result, suspects=(last, SUSPECTS[1])), {"features": rows})
+    assert "1,233 more rows are in predictions.jsonl" in text
+    held = json.loads(re.search(r'id="held">(.*?)</script>', text, re.DOTALL)[1])
+    assert len(held["rows"]) == MOST_ROWS + 2  # the suspects are there in any case
+    assert "more rows are in predictions.jsonl" not in page(result, {"features": rows[:MOST_ROWS]})
+
+
+def test_next_steps_about_rows_lead_to_them(result, predictions):
+    steps = (f"{SUSPECT_STEP}: test.csv:6 (a, likely <b>)", f"{HARD}: 2 of 9: t:1; check", "collect 200 rows")
+    result = replace(result, next_steps=steps)
+
+    def kinds(of):
+        section = page(of, predictions).partition("What to do next")[2].partition("</section>")[0]
+        assert "<b>" not in section
+        return re.findall(r"#rows\?pick=features&amp;kind=(\w+)", section)
+
+    assert kinds(replace(result, suspects=SUSPECTS)) == ["suspect", "hard"]
+    assert kinds(result) == ["hard"]  # an earlier report does not hold the suspects
 
 
 def test_the_plot_names_every_rung_once_inside_its_frame_and_none_covers_another(result):
@@ -183,6 +275,12 @@ def test_the_frontier_leaves_out_what_something_cheaper_equals():
 
 
 def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_path, browser):
+    spans = (TimeSpan("features", "making", 2.0, 30.0), TimeSpan("lora", "making", 32.0, 40.0))
+    steps = (f"{SUSPECT_STEP}: test.csv:6", f"{HARD}: 100 of 300")
+    result = replace(result, suspects=SUSPECTS, spending=spans, next_steps=steps)
+    predictions["features"] = [replace(row, note="<i>why</i>", abstained=True) for row in predictions["features"]]
+    predictions["lora"] = [replace(row, score=0.25, confidence=None) for row in predictions["zero-shot"][1:]]
+    predictions["few-shot-knn"] = predictions["zero-shot"][:31]
     file = write_html(result, predictions, tmp_path)
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     problems = []
@@ -212,7 +310,9 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     assert many.inner_text() == "26 to 50 of 200 rows"
     page.select_option("#given", "c")
     assert many.inner_text() == "no rows"
-    for section in ("Quality against price", "All figures", "Most confused labels", "Training"):  # rows of each figure
+    for section in (
+        "Quality against price", "All figures", "Most confused labels", "Training", "Where the time went",
+    ):  # rows of each figure  # fmt: skip
         links = page.locator(f"section:has(h2:has-text('{section}')) a[href^='#rows?']")
         assert links.count() >= 1, section
         links.first.click()
@@ -224,7 +324,22 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     assert many.inner_text() == "no rows"
     page.fill("#find", "OWNED")
     page.locator("#rows button").first.click()
-    assert "features: c" in page.locator("tr.more").inner_text()
+    answers = page.locator("tr.more p")
+    assert [each.inner_text().split("\n") for each in answers.all()] == [
+        ["zero-shot: b", "wrong; 50 % sure"], ["features: c", "wrong; 50 % sure; <i>why</i>; abstained"],
+        ["few-shot-knn: b", "wrong; 50 % sure"],
+    ]  # fmt: skip
+    step = page.locator("section:has(h2:has-text('What to do next'))")
+    for number, count, first in ((0, 2, "test.csv:2"), (1, 1, "test.csv:2")):
+        step.get_by_role("link", name="Show the rows").nth(number).click()
+        page.wait_for_function(
+            "many => document.querySelector('#many').textContent.endsWith(` of ${many} rows`)", arg=count
+        )
+        assert rows.first.inner_text().startswith(first), number
+    page.select_option("#kind", "suspect")
+    assert rows.last.locator("td").all_inner_texts() == [
+        "train.csv:9\ntrain", "My <card> is lost", "a\nlikely b", "not asked", "",
+    ]  # fmt: skip
     assert page.title().startswith("<script>")  # the task's name, as text: only our script ran
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert problems == []  # also none about the content policy
@@ -344,7 +459,8 @@ def test_notebooks_show_figures_without_pyplot(result):
 def test_figures_are_those_of_matplotlib(result, predictions, tmp_path):
     plot = Climb(result, tmp_path, predictions).plot
     axes = plot.ladder().axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()][1] == "features (600 rows)"
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[:2] == ["zero-shot (600 rows, 0.015 per 1,000)", "features (600 rows)"]  # one price is not known
     assert axes.lines[0].get_xdata()[0] == 45  # the incumbent's score
     assert plot.confusions().axes[0].get_xlabel() == "predicted"
     assert plot.loss().axes[0].get_legend().texts[0].get_text() == "lora"

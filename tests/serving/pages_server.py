@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from running_server import running
 
 from rung.artifact.files import fingerprint
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
+from rung.evaluation.report.html import write_html
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, SuspectLabel
 from rung.feedback.api import build_capture
 from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
@@ -45,13 +46,13 @@ def fill(store):
 
 
 def measured_row(number, answer):
-    """A line of `predictions.jsonl`; of each ten rows, few-shot has one wrong, and zero-shot one right."""
+    """A row of `predictions.jsonl`; of each ten rows, few-shot has one wrong, and zero-shot one right."""
     expected = "age_limit" if number % 10 == 3 else "card_arrival"
     text = PLANTED if number == 13 else f"Where is card {number}?"
-    return asdict(Prediction(
+    return Prediction(
         f"row {number}", f"test.csv:{number}", "test", {"text": text}, f"Which intent? {text}", (expected,), answer,
         float(answer == expected), 0.95 if number % 20 == 3 else 0.4, 12, 0.1,
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def finished_run(folder, artifact):
@@ -77,16 +78,22 @@ def finished_run(folder, artifact):
     decision = "Use few-shot-knn: +33.5 pp [+27.0, +40.0] over zero-shot on 240 test rows, 88 fixed / 8 broken."
     result = ClimbResult(
         "intents", "accuracy", "tiny-llama", "torch", 0, "0.1.0", "2026-01-02T03:04:05+00:00", 371.0, None,
-        "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []},
+        "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []}, kind="category",
+        next_steps=("labels that may be wrong: test.csv:13 and train.csv:7",),
+        suspects=(
+            SuspectLabel("test", "row 13", "test.csv:13", "age_limit", "card_arrival", PLANTED),
+            SuspectLabel("train", "row 77", "train.csv:7", "age_limit", "card_arrival", f"Lost my card {PLANTED}"),
+        ),
     )  # fmt: skip
     (folder / "climb.json").write_text(sealed({"task": "intents"}))
     result.write(folder)
     answers = {"zero-shot": "age_limit", "few-shot-knn": "card_arrival"}
-    for name, answer in answers.items():
+    predictions = {name: [measured_row(number, answer) for number in range(40)] for name, answer in answers.items()}
+    for name, rows in predictions.items():
         (folder / "rungs" / name).mkdir(parents=True, exist_ok=True)
-        rows = [measured_row(number, answer) for number in range(40)]
-        (folder / "rungs" / name / "predictions.jsonl").write_text("".join(sealed(row) + "\n" for row in rows))
-    (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
+        lines = "".join(sealed(asdict(row)) + "\n" for row in rows)
+        (folder / "rungs" / name / "predictions.jsonl").write_text(lines)
+    write_html(result, predictions, folder)
 
 
 def begun_run(folder):

@@ -195,9 +195,32 @@ def test_a_ladder_shows_the_decision_and_its_intervals(site, watched):
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
+def test_the_report_runs_in_its_sandbox_and_its_links_find_rows(site, browser, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+    watched = Watched(context)
+    page, many = watched.page, watched.page.locator("#many")
+    page.goto(f"{site.url}/runs/intents/report")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert many.inner_text() == "1 to 4 of 4 rows"  # those that few-shot answers wrong
+    for section, link, found in (
+        ("The ladder", "zero-shot", "1 to 25 of 36 rows"), ("What to do next", "Show the rows", "1 to 2 of 2 rows"),
+        ("Most confused labels", "age_limit as card_arrival", "1 to 4 of 4 rows"),
+    ):  # fmt: skip
+        part = page.locator("section", has=page.get_by_role("heading", name=section))
+        part.get_by_role("link", name=link).click()
+        page.wait_for_function("found => document.querySelector('#many').textContent === found", arg=found)
+    assert page.title() == "intents: report of a climb"  # what is planted in the rows did not run
+    assert watched.problems == []
+    context.close()
+
+
 def test_rows_of_a_climb_are_found_by_the_filters_of_the_report(site, watched):
     page = watched.page
     page.goto(f"{site.url}/")
+    card = page.locator("li.card", has=page.get_by_role("heading", name="few-shot"))
+    assert "accuracy\n85.2 % [80.1, 89.2] on 240 test rows of intents" in card.inner_text()
+    assert "accuracy" not in page.locator("li.card", has=page.get_by_role("heading", name="notes")).inner_text()
     page.get_by_role("link", name="see what it got wrong").first.click()
     table = page.locator("table.found tbody tr")
     page.get_by_text("1 to 4 of 4 rows", exact=True).wait_for()
@@ -205,6 +228,14 @@ def test_rows_of_a_climb_are_found_by_the_filters_of_the_report(site, watched):
     page.get_by_label("Rows", exact=True).select_option("sure")
     page.get_by_role("button", name="Show").click()
     page.get_by_text("1 to 2 of 2 rows", exact=True).wait_for()
+    page.get_by_label("Rows", exact=True).select_option("suspect")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_text("1 to 2 of 2 rows", exact=True).wait_for()
+    assert [" ".join(line.split()) for line in table.all_inner_texts()] == [
+        f"test.csv:13 test {PLANTED} age_limit likely card_arrival card_arrival 40 % sure",
+        f"train.csv:7 train Lost my card {PLANTED} age_limit likely card_arrival not asked",
+    ]
+    assert table.last.get_by_role("link").count() == 0  # no rung answered it
     page.get_by_label("Rung").select_option("zero-shot")
     page.get_by_label("Rows", exact=True).select_option("wrong")
     page.get_by_label("Expected").select_option("card_arrival")
@@ -224,7 +255,8 @@ def test_rows_of_a_climb_are_found_by_the_filters_of_the_report(site, watched):
     page.get_by_role("link", name="few-shot-knn").click()
     page.get_by_role("heading", name="What few-shot-knn read").wait_for()
     assert watched.problems == []
-    for wrong in ("/runs/letters/rows", "/runs/intents/row?split=test&id=none"):
+    for wrong in ("/runs/letters/rows", "/runs/intents/row?split=test&id=none",
+                  "/runs/intents/row?split=train&id=row+77"):  # fmt: skip
         assert httpx.get(site.url + wrong).status_code == 404
 
 
@@ -386,6 +418,7 @@ def test_a_correction_that_is_no_label_is_refused_and_kept_in_the_field(changed,
     assert "intents: 'card_arival' is none of the 6 labels of the task: did you mean 'card_arrival'?" in alert
     assert page.get_by_label("Your name").input_value() == "Ann"
     assert page.locator("#expected").input_value() == "card_arival"
+    assert page.locator("#difference ins").all_inner_texts() == ["card_arival"]  # the draft, not the suggestion
     assert changed.wiring.store.history("r1") == []
 
 

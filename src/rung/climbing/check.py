@@ -25,7 +25,7 @@ from rung.errors import ConfigError, MachineError
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
-from rung.models.checkpoint import verify
+from rung.models.checkpoint import ModelKind, verify
 from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     """
     data = task.read()
     validate_references(task, data)
-    report, files = data.report, _at_hand(task.model)
+    report, files = data.report, _at_hand(task.model, "language model")
     count = None if files is None else _counter(files)
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
@@ -214,7 +214,7 @@ def _long_prompts(
 
 def _long_for_encoders(zero: Artifact, rows: Sequence[Example]) -> Iterator[str]:
     """Rows that are longer than the sentence encoder's limit."""
-    files = _at_hand(ENCODER)
+    files = _at_hand(ENCODER, "encoder")
     recipe = None if files is None else read_recipe(files.folder)
     if files is None or recipe is None:
         return
@@ -263,7 +263,7 @@ def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
 
 def _similar(zero: Artifact, rows: Sequence[Example], training: Sequence[Example]) -> tuple[list[tuple[str, str]], str]:
     """The rows that are much like a training row, with it, and how that was measured."""
-    encoder = _at_hand(ENCODER) if find_spec("openvino") or find_spec("sentence_transformers") else None
+    encoder = _at_hand(ENCODER, "encoder") if find_spec("openvino") or find_spec("sentence_transformers") else None
     how = f"cosine from {SIMILAR} by {ENCODER}" if encoder else f"cosine from {ALIKE} of TF-IDF vectors of characters"
     texts = [zero.prompt.question(row.inputs)[:CHARACTERS] for row in (*rows, *training)]
     if not rows or not training or not any(map(str.strip, texts)):
@@ -318,7 +318,7 @@ def trained_row(task: Task, data: Data, number: int) -> dict[str, Any]:
     return {"row": number, "source": row.source, "dropped": next(iter(report.dropped), None), "examples": examples}
 
 
-def _at_hand(reference: str) -> ModelFiles | None:
+def _at_hand(reference: str, kind: ModelKind) -> ModelFiles | None:
     """The files of a model if they are here already; a check is not worth a download."""
     if is_endpoint(reference):
         return None
@@ -327,7 +327,7 @@ def _at_hand(reference: str) -> ModelFiles | None:
     except MachineError:
         return None
     if files is not None and find_spec("transformers") is not None:
-        verify(files)  # a damaged model is a problem now, not at the first row of a climb
+        verify(files, kind)  # a damaged model is a problem now, not at the first row of a climb
     return files
 
 

@@ -185,6 +185,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
         unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
         curve=advised.curve, curve_of=advised.curve_of, doubled=advised.doubled, spending=state.store.spending(),
+        kind=state.task.output.kind, suspects=advised.suspects,
     )  # fmt: skip
 
 

@@ -32,7 +32,8 @@ from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.decision import LEVEL
 from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.racing import chance_better
-from rung.evaluation.result import Prediction, RungResult
+from rung.evaluation.report.explorer import ARMS, plain
+from rung.evaluation.result import HARD, SUSPECTS, Prediction, RungResult, SuspectLabel
 from rung.evaluation.statistics import Array, sign_test, wilson
 from rung.models.files import writing
 from rung.progress import QUIET, Progress
@@ -48,8 +49,8 @@ SHARES = (0.25, 0.5)  # of the training rows, on the learning curve
 STEEPEST = 0.75  # share of the last doubling's gain that the next one can bring
 FEWEST = 40  # rows below which a curve is noise
 MOST = 5000  # rows that the head is fitted on for this
-ARMS = 3  # arms that must fail on a row before it counts as hard
 SHOWN = 4  # rows that are named
+CHARACTERS = 300  # of the text of a row whose label may be wrong
 ROUNDS = 12  # additions to an ensemble
 LIKELY = 0.9  # chance of an ensemble to be better, from which it is offered
 LEDGER = "decisions.jsonl"  # in the folder of the runs
@@ -105,17 +106,20 @@ def next_steps(
             (0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
         )
     ordered = tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
+    kept = tuple(_kept(seen, rows[each], likely) for each, likely in suspects.items())
     if not course:
-        return NextSteps(ordered)
+        return NextSteps(ordered, kept)
     last = course[-1]
-    return NextSteps(ordered, course, (2 * last[0], last[1] + gain_of_doubling([each[1] for each in course])), curve_of)
+    doubled = (2 * last[0], last[1] + gain_of_doubling([each[1] for each in course]))
+    return NextSteps(ordered, kept, course, doubled, curve_of)
 
 
 @dataclass(frozen=True)
 class NextSteps:
-    """What to do next, and the learning curve as `rung.evaluation.result.ClimbResult` keeps it."""
+    """What to do next, with the labels that may be wrong and the learning curve as `ClimbResult` keeps them."""
 
     texts: tuple[str, ...]
+    suspects: tuple[SuspectLabel, ...] = ()
     curve: Course = ()
     doubled: tuple[int, float] | None = None
     curve_of: str = ""
@@ -307,8 +311,8 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
     if not suspects:
         return []
     shown = [f"{rows[each].source} ({rows[each].outputs[0]}, likely {other})" for each, other in suspects.items()]
-    more = f" and {len(shown) - SHOWN} more" if shown[SHOWN:] else ""
-    text = f"labels that may be wrong: {', '.join(shown[:SHOWN])}{more}"
+    more = f" and {len(shown) - SHOWN} more (`rung report RUN --rows suspect` lists all)" if shown[SHOWN:] else ""
+    text = f"{SUSPECTS}: {', '.join(shown[:SHOWN])}{more}"
     own = seen.arms.get(seen.best, {})
     measured = [each for each in seen.order if each in suspects]
     gain = sum((own[each].prediction == suspects[each]) - _right(own[each]) for each in measured) / max(1, len(own))
@@ -320,6 +324,12 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
             f"{all_are} wrong its accuracy is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
         )
     return [(max(gain, 0.0), text)]
+
+
+def _kept(seen: Answers, row: Example, likely: str) -> SuspectLabel:
+    measured = seen.arms.get(seen.best, {}).get(row.id)
+    split = "train" if measured is None else measured.split
+    return SuspectLabel(split, row.id, row.source, row.outputs[0], likely, plain(row.inputs)[:CHARACTERS])
 
 
 # ---- an ensemble of what survived
@@ -388,7 +398,7 @@ def _hard(seen: Answers, suspects: Mapping[str, str]) -> list[Step]:
         return []
     more = f" and {len(hard) - SHOWN} more" if hard[SHOWN:] else ""
     text = (
-        f"rows that no arm answers right: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
+        f"{HARD}: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
         "expected there, or add training rows like them"
     )
     return [(0.0, text)]

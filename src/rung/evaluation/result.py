@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from rung.data.kinds import OutputKind
 from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.models.files import write_atomically
@@ -34,6 +35,8 @@ SUMMARY_KEYS = (
 
 THIN = 0.001  # p above which a gain is shown with what is left of it after shrinkage
 YARDSTICK = "yardstick"  # the family of rungs that everything else is held against
+# How the next steps begin that are about rows: the report leads from them to the rows.
+SUSPECTS, HARD = "labels that may be wrong", "rows that no arm answers right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,10 @@ class RungResult:
     expected_fit_seconds: float = 0.0  # to make it once, as expected when it was chosen
     expected_row_seconds: float = 0.0  # to answer a row, likewise
     expected_gain: float = 0.0  # of what was put off or not tried: a share, over the leader
+
+    def __repr__(self) -> str:
+        score = self.status if self.score is None else f"{self.metric} {self.score:.3f} on {self.n} {self.split} rows"
+        return f"RungResult({self.name}: {score})"
 
     @property
     def tokens(self) -> int:
@@ -165,6 +172,9 @@ class Prediction:
     money: float | None = 0.0  # what an endpoint bills for the tokens; None where its prices are not set
     probs: tuple[float, ...] | None = None  # of the task's labels, in their order, to 4 digits; None where not computed
 
+    def __repr__(self) -> str:
+        return f"Prediction({self.id}: {self.prediction!r}, score {self.score:g})"
+
     @property
     def tokens(self) -> int:
         """The tokens that the model read or wrote."""
@@ -189,6 +199,18 @@ class TimeSpan:
     start: float  # seconds after the climb began, earlier processes included
     seconds: float
     money: float = 0.0  # that endpoints billed
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectLabel:
+    """A row whose label is likely wrong. It holds the text, because no arm answers training rows."""
+
+    split: Literal[Split, "train"]
+    id: str
+    source: str
+    given: str
+    likely: str
+    text: str  # the input, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +247,11 @@ class ClimbResult:
     curve_of: str = ""  # what learnt from so many rows: the recommended arm, or "a head on an encoder"
     doubled: tuple[int, float] | None = None  # twice the rows of the curve, and the score that it expects there
     spending: tuple[TimeSpan, ...] = ()  # what took the time, in its order
+    kind: OutputKind = "text"  # what the task answers with
+    suspects: tuple[SuspectLabel, ...] = ()  # labels that may be wrong, the measured rows first
+
+    def __repr__(self) -> str:
+        return f"ClimbResult({self.task}: {self.decision})"
 
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
@@ -256,8 +283,11 @@ class ClimbResult:
             curve = tuple(map(tuple, values.get("curve", ())))
             doubled = tuple(values["doubled"]) if values.get("doubled") else None
             several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
-            drawn = {"spending": spending, "curve": curve, "doubled": doubled}
-            return cls(**{**values, **several, **drawn, "rungs": rungs, "comparisons": comparisons})
+            suspects = tuple(SuspectLabel(**each) for each in values.get("suspects", ()))
+            drawn = {"spending": spending, "curve": curve, "doubled": doubled, "suspects": suspects}
+            # Reports of an earlier layout do not say the kind; accuracy was then taken as the sign of labels.
+            kind = {"kind": "category" if values["metric"] == "accuracy" else "text"}
+            return cls(**{**kind, **values, **several, **drawn, "rungs": rungs, "comparisons": comparisons})
         except (LookupError, TypeError, AttributeError) as wrong:
             raise damaged(f"is not a report of a climb: {type(wrong).__name__}: {wrong}") from wrong
 

@@ -161,7 +161,7 @@ class Served:
         """
         with self._loading:
             folder = artifact_folder(folder)
-            artifact = Artifact.load(folder)
+            artifact = Artifact.load(folder, progress)
             task = artifact.signature.task
             name = name or (task if task not in self._names else f"{task}-{folder.resolve().name}")
             if not replace and name in self._names:
@@ -184,7 +184,7 @@ class Served:
                     "trial-mismatch", f"the trial of {name} is against {record.against[:16]}, which is not served here",
                     hint="stop it, and start it against what is served",
                 )  # fmt: skip
-            challenger = replace(self._opened(Artifact.load(folder), folder, name, progress), trial=record)
+            challenger = replace(self._opened(Artifact.load(folder, progress), folder, name, progress), trial=record)
             self._name(name, replace(current, trial=record, challenger=challenger))
 
     def withdraw(self, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from rung.evaluation.report import words
-from rung.evaluation.result import ClimbResult, Prediction
+from rung.evaluation.result import ClimbResult, Prediction, SuspectLabel
 from rung.progress import Markup, safe
 
 MOST_ROWS = 5_000  # in one page
@@ -22,10 +22,11 @@ MOST_CHARACTERS = 2_000  # of an input or answer
 PROMPT_CHARACTERS = 20_000
 PAGE = 25  # rows shown at once
 SURE = 0.9  # confidence from which a wrong answer deserves a look at its label
+ARMS = 3  # rungs that must fail on a row before it counts as hard; all of them where there are fewer
 
 KINDS = {
     "wrong": "wrong", "changed": "fixed or broken", "fixed": "fixed", "broken": "broken",
-    "sure": "label suspect: sure, but wrong",
+    "sure": f"wrong, though {100 * SURE:.0f} % sure", "suspect": "label suspect", "hard": "answered right by no rung",
     "disagree": "rungs disagree", "abstained": "abstained", "retrieval": "no passage with the answer found",
     "reading": "passage found, but not used", "all": "all",
 }  # fmt: skip
@@ -38,7 +39,7 @@ STYLE = """
 .filters input{font:inherit;padding:.2rem .4rem;min-width:0;max-width:16rem;flex:1}
 #rows td{white-space:normal;text-align:left;vertical-align:top;min-width:7rem;max-width:26rem}
 #rows td:first-child{overflow-wrap:normal}
-#rows th{text-align:left}#rows td.bad{color:var(--best)}#rows small{color:var(--soft);display:block}
+#rows th{text-align:left}#rows .bad{color:var(--best)}#rows small{color:var(--soft);display:block}
 #rows tr.more td{background:var(--tint)}#rows button,.pages button{font:inherit;padding:.1rem .5rem}
 .pages{display:flex;gap:.8rem;align-items:center;margin:.6rem 0}
 @media(max-width:40rem){#rows thead{display:none}#rows,#rows tbody,#rows tr,#rows td{display:block;max-width:none}
@@ -58,20 +59,30 @@ if (held) {
     return made;
   };
   const change = (row, arm) => arm && row.a[0] ? Math.abs(row.a[arm].s - row.a[0].s) : 0;
-  const fits = (row, arm) => {
-    const own = row.a[arm], first = arm ? row.a[0] : null;
-    if (!own) return false;
-    const gain = first ? own.s - first.s : 0, wrong = own.s < 1, text = at('find').value.toLowerCase();
-    const kinds = {
+  const about = (own, first, given, row) => {
+    const gain = first ? own.s - first.s : 0, wrong = own.s < 1;
+    return {
       all: true, wrong, changed: gain !== 0, fixed: gain > 0, broken: gain < 0,
       sure: wrong && own.c !== null && own.c >= all.sure, abstained: own.x, retrieval: own.f === 'retrieval',
-      reading: own.f === 'reading', disagree: new Set(row.a.filter(one => one).map(one => one.t)).size > 1,
+      reading: own.f === 'reading', disagree: new Set(given.map(one => one.t)).size > 1,
+      hard: given.length >= Math.min(all.least, row.a.length) && !given.some(one => one.s), suspect: 'l' in row,
     };
+  };
+  const fits = (row, arm) => {
+    const own = row.a[arm], given = row.a.filter(one => one), text = at('find').value.toLowerCase();
+    const kinds = own ? about(own, arm ? row.a[0] : null, given, row) : {suspect: 'l' in row};
     return kinds[at('kind').value]
       && (!at('expected').value || row.e.includes(at('expected').value))
-      && (!at('given').value || own.t === at('given').value)
-      && (!text || [row.o, row.i, ...row.e, ...row.a.map(one => one ? one.t : '')]
+      && (!at('given').value || own && own.t === at('given').value)
+      && (!text || [row.o, row.i, ...row.e, ...given.map(one => one.t)]
         .some(part => part.toLowerCase().includes(text)));
+  };
+  const notes = one => {
+    const failure = [...at('kind').options].find(option => option.value === one.f);
+    return [
+      one.c === null ? '' : `${(100 * one.c).toFixed(0)} % sure`, one.n, one.x ? 'abstained' : '',
+      failure ? failure.text : '', one.s > 0 && one.s < 1 ? `score ${one.s.toFixed(2)}` : '',
+    ].filter(note => note).join('; ');
   };
   const cell = (line, head, text, small) => {
     const made = make('td', text, line);
@@ -89,7 +100,9 @@ if (held) {
       if (!one) return;
       const said = make('p', '', wide);
       make('b', arms[number] + ': ', said);
-      said.append(one.t + (one.s < 1 ? ` (score ${one.s.toFixed(2)})` : ''));
+      make('span', one.t, said).className = one.s < 1 ? 'bad' : '';
+      const state = one.s >= 1 ? 'right' : one.s > 0 ? '' : 'wrong';
+      make('small', [state, notes(one)].filter(part => part).join('; '), said);
     });
     if (row.q) make('pre', row.q, wide);
     line.after(under);
@@ -106,11 +119,12 @@ if (held) {
       const line = make('tr', '', body), own = row.a[arm];
       cell(line, 'row', row.o, row.p);
       cell(line, 'input', row.i);
-      cell(line, 'expected', row.e.join(' | '));
-      const notes = [own.c === null ? '' : `${(100 * own.c).toFixed(0)} % sure`, own.n];
-      if (own.s > 0 && own.s < 1) notes.push(`score ${own.s.toFixed(2)}`);
-      cell(line, arms[arm], own.t, notes.filter(note => note).join('; ')).className = own.s < 1 ? 'bad' : '';
-      const more = make('button', 'all rungs', cell(line, '', ''));
+      cell(line, 'expected', row.e.join(' | '), row.l && `likely ${row.l}`);
+      if (own) cell(line, arms[arm], own.t, notes(own)).className = own.s < 1 ? 'bad' : '';
+      else cell(line, arms[arm], '', 'not asked');
+      const end = cell(line, '', '');
+      if (!row.a.some(one => one)) continue;
+      const more = make('button', 'all rungs', end);
       more.type = 'button';
       more.addEventListener('click', () => unfold(line, row));
     }
@@ -163,7 +177,8 @@ class AnsweredRows:
     def chosen(self, arm: int, filters: Filters) -> list[int]:
         """The numbers of the rows that one arm answered and that the filters let pass, as the report's script does.
 
-        Of those whose score changed, the ones that changed most come first.
+        Of those whose score changed, the ones that changed most come first. Rows whose label may be wrong pass their
+        filter without an answer, too: most are training rows.
         """
         numbers = [number for number, row in enumerate(self.rows) if _fits(row, arm, filters)]
         if filters.get("kind") in CHANGES:
@@ -180,16 +195,21 @@ def answered_rows(
     keys = list(dict.fromkeys(key for name in (result.recommended, *arms) for key in answered.get(name, ())))
     best = answered.get(result.recommended, {})
     keys.sort(key=lambda key: best[key].score if key in best else 1.0)  # the worst first; stable
+    suspects = {(each.split, each.id): each for each in result.suspects}
     rows = [
-        _row([answered[name].get(key) for name in arms], best.get(key) if number < prompts else None)
+        _row([answered[name].get(key) for name in arms], best.get(key) if number < prompts else None, suspects.get(key))
         for number, key in enumerate(keys)
     ]
+    unasked = [key for key in suspects if key not in set(keys)]
+    rows += [_unasked(suspects[key], len(arms)) for key in unasked]
     retrieved = any(_failure(row) for row in best.values())
-    kinds = {kind: text for kind, text in KINDS.items() if retrieved or kind not in ("retrieval", "reading")}
-    expected = sorted({label for row in rows for label in row["e"]}) if result.metric == "accuracy" else []
+    absent = set() if retrieved else {"retrieval", "reading"}
+    absent |= set() if suspects else {"suspect"}
+    kinds = {kind: text for kind, text in KINDS.items() if kind not in absent}
+    expected = sorted({label for row in rows for label in row["e"]}) if result.kind == "category" else []
     given = sorted({one["t"] for row in rows for one in row["a"] if one}) if expected else []
     place = arms.index(result.recommended) if result.recommended in arms else 0
-    return AnsweredRows(arms, place, keys, rows, kinds, (expected, given))
+    return AnsweredRows(arms, place, (*keys, *unasked), rows, kinds, (expected, given))
 
 
 def _gain(row: Mapping[str, Any], arm: int) -> float:
@@ -199,24 +219,24 @@ def _gain(row: Mapping[str, Any], arm: int) -> float:
 
 
 def _fits(row: Mapping[str, Any], arm: int, filters: Filters) -> bool:
-    own = row["a"][arm]
-    if own is None:
-        return False
-    gain, wrong = _gain(row, arm), own["s"] < 1
-    answers = [one["t"] for one in row["a"] if one]
+    own, answers = row["a"][arm], [one for one in row["a"] if one]
     kind, expected, given = (filters.get(name, "") for name in ("kind", "expected", "given"))
-    fits = {
-        "all": True, "wrong": wrong, "changed": gain != 0, "fixed": gain > 0, "broken": gain < 0,
-        "sure": wrong and own["c"] is not None and own["c"] >= SURE, "abstained": own.get("x", False),
-        "retrieval": own.get("f") == "retrieval", "reading": own.get("f") == "reading",
-        "disagree": len(set(answers)) > 1,
-    }  # fmt: skip
-    text = filters.get("find", "").lower()
+    fits = {"suspect": "l" in row}
+    if own is not None:
+        gain, wrong = _gain(row, arm), own["s"] < 1
+        fits |= {
+            "all": True, "wrong": wrong, "changed": gain != 0, "fixed": gain > 0, "broken": gain < 0,
+            "sure": wrong and own["c"] is not None and own["c"] >= SURE, "abstained": own.get("x", False),
+            "retrieval": own.get("f") == "retrieval", "reading": own.get("f") == "reading",
+            "disagree": len({one["t"] for one in answers}) > 1,
+            "hard": len(answers) >= min(ARMS, len(row["a"])) and not any(one["s"] for one in answers),
+        }  # fmt: skip
+    text, parts = filters.get("find", "").lower(), (row["o"], row["i"], *row["e"], *(one["t"] for one in answers))
     return (
         bool(fits.get(kind or "wrong"))
         and (not expected or expected in row["e"])
-        and (not given or own["t"] == given)
-        and (not text or any(text in part.lower() for part in (row["o"], row["i"], *row["e"], *answers)))
+        and (not given or (own is not None and own["t"] == given))
+        and (not text or any(text in part.lower() for part in parts))
     )
 
 
@@ -233,10 +253,11 @@ def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Predict
     found = answered_rows(result, predictions, prompts=MOST_PROMPTS)
     if not found.keys:
         return ""
-    held = {"arms": found.arms, "rows": found.rows[:MOST_ROWS], "page": PAGE, "sure": SURE, "changes": CHANGES}
+    rows = [row for number, row in enumerate(found.rows) if number < MOST_ROWS or "l" in row]
+    held = {"arms": found.arms, "rows": rows, "page": PAGE, "sure": SURE, "least": ARMS, "changes": CHANGES}
     text = json.dumps(held, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     arms, place, kinds, (expected, given) = found.arms, found.place, found.kinds, found.labels
-    more = len(found.keys) - MOST_ROWS
+    more = len(found.rows) - len(rows)
     left_out = (
         f"<p>{more:,} more rows are in predictions.jsonl, and on the pages of rung serve.</p>" if more > 0 else ""
     )
@@ -279,15 +300,28 @@ def _failure(row: Prediction) -> str:
     return str((row.retrieval or {}).get("failure") or "")
 
 
-def _row(answers: Sequence[Prediction | None], prompted: Prediction | None) -> dict[str, Any]:
-    """A row for the script: origin, split, input, expected answers, the rungs' answers, and the prompt."""
+def plain(inputs: Mapping[str, Any]) -> str:
+    """The inputs of a row as one text."""
+    return " | ".join(str(value) for value in inputs.values())
+
+
+def _row(
+    answers: Sequence[Prediction | None], prompted: Prediction | None, suspect: SuspectLabel | None
+) -> dict[str, Any]:
+    """A row for the script: origin, split, input, expected answers, the rungs' answers, prompt, and likely label."""
     first = next(answer for answer in answers if answer is not None)
     return {
         "o": first.source, "p": first.split, "e": [text[:MOST_CHARACTERS] for text in first.expected],
-        "i": " | ".join(str(value) for value in first.inputs.values())[:MOST_CHARACTERS],
+        "i": plain(first.inputs)[:MOST_CHARACTERS],
         "a": [None if one is None else _answer(one) for one in answers],
         **({} if prompted is None else {"q": prompted.prompt[:PROMPT_CHARACTERS]}),
+        **({} if suspect is None else {"l": suspect.likely}),
     }  # fmt: skip
+
+
+def _unasked(row: SuspectLabel, arms: int) -> dict[str, Any]:
+    """A row for the script that no rung answered: one to train on."""
+    return {"o": row.source, "p": row.split, "e": [row.given], "i": row.text, "a": [None] * arms, "l": row.likely}
 
 
 def _answer(row: Prediction) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report import explorer, plots, words
 from rung.evaluation.report.explorer import rows_link, rows_links
-from rung.evaluation.result import ClimbResult, Prediction
+from rung.evaluation.result import HARD, SUSPECTS, ClimbResult, Prediction
 from rung.evaluation.scoring import REWARDED_BY
 from rung.models.files import write_atomically
 from rung.progress import Markup, safe, table_html
@@ -93,7 +93,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     policy = content_policy()
     split = next((rung.split for rung in result.rungs if rung.name == result.recommended), "test")
     best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
-    confused = plots.confusions(result, best) if result.metric == "accuracy" and best else None
+    confused = plots.confusions(result, best) if best else None
     confidence = _figure(plots.reliability(result)) + _figure(plots.coverage(result))
     if confidence:
         sure = (rows_links(kind, result.recommended) for kind in ("sure", "abstained"))
@@ -114,7 +114,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
             "Training",
             _figure(plots.loss(result)) + rows_links("wrong", *trained) + _rewarded(result) + _training_data(result),
         ),
-        ("Where the time went", _figure(plots.budget(result))),
+        ("Where the time went", _spent(result)),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
@@ -200,7 +200,7 @@ def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
     pairs = confusion(answered, expected, sorted({*expected, *answered}))
     links = (
         rows_link(
-            f"{pair.expected} as {pair.predicted}", pick=result.recommended, kind="wrong", expected=pair.expected,
+            f"{pair.expected} as {pair.predicted}", pick=result.recommended, kind="all", expected=pair.expected,
             given=pair.predicted,
         )
         for pair in pairs[:PAIRS_SHOWN]
@@ -221,8 +221,21 @@ def _rewarded(result: ClimbResult) -> str:
     return links and _paragraphs((advice,)) + links
 
 
+def _spent(result: ClimbResult) -> str:
+    drawn, names = _figure(plots.budget(result)), {span.name for span in result.spending}
+    return drawn and drawn + rows_links("wrong", *(rung.name for rung in words.measured(result) if rung.name in names))
+
+
+def _step_with_rows(result: ClimbResult, text: str) -> str:
+    """A next step, with a link to its rows where it is about rows; an earlier report does not hold the suspects."""
+    begins = {HARD: "hard", **({SUSPECTS: "suspect"} if result.suspects else {})}
+    kind = next((kind for start, kind in begins.items() if text.startswith(start)), None)
+    link = "" if kind is None else f". {rows_link('Show the rows', pick=result.recommended, kind=kind)}"
+    return Markup(safe(text) + link)
+
+
 def _next(result: ClimbResult) -> str:
-    texts = [*result.next_steps, *words.unfinished_notes(result)]
+    texts = [*(_step_with_rows(result, text) for text in result.next_steps), *words.unfinished_notes(result)]
     curve = _figure(plots.learning_curve(result), wide=False)
     return _paragraphs(texts) + (curve or _paragraphs((NO_CURVE,) if words.measured(result) else ()))
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rung.evaluation.metrics.labels import confusion
-from rung.evaluation.report.words import duration, measured, p_text
+from rung.evaluation.report.words import duration, measured, money_text, p_text
 from rung.evaluation.result import YARDSTICK, ClimbResult, Prediction
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def svg(figure: Figure | None) -> str | None:
 
 
 def ladder(result: ClimbResult) -> Figure:
-    """The score of every rung with its 95 % interval, from the first at the top; the line is the incumbent's score."""
+    """The score of every rung with its 95 % interval, its rows and its price; the line is the incumbent's score."""
     rungs = measured(result)
-    with _drawing(f"The ladder of {result.task}", 7.5, 1.1 + 0.32 * len(rungs)) as figure:
+    with _drawing(f"The ladder of {result.task}", 8.5, 1.1 + 0.32 * len(rungs)) as figure:
         axes = figure.add_subplot()
         axes.axvline(100 * (rungs[0].score or 0.0), color=INK, linewidth=0.8, linestyle=":")
         for place, rung in enumerate(rungs):
@@ -85,7 +85,10 @@ def ladder(result: ClimbResult) -> Figure:
             if rung.low is not None and rung.high is not None:
                 axes.plot([100 * rung.low, 100 * rung.high], [place, place], color=colour, linewidth=2)
             axes.plot(100 * (rung.score or 0.0), place, "o" if rung.stopped is None else "D", color=colour)
-        axes.set_yticks(range(len(rungs)), [f"{rung.name} ({rung.n} rows)" for rung in rungs])
+        prices = (r.price_per_1000 for r in rungs)
+        costs = ("" if price is None else f", {money_text(price)} per 1,000" for price in prices)
+        names = [f"{rung.name} ({rung.n} rows{cost})" for rung, cost in zip(rungs, costs, strict=True)]
+        axes.set_yticks(range(len(rungs)), names)
         axes.invert_yaxis()
         axes.set_xlabel(f"{result.metric}, %, with 95 % intervals")
         axes.grid(axis="x", alpha=0.2)
@@ -192,7 +195,9 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def confusions(result: ClimbResult, rows: Sequence[Prediction]) -> Figure | None:
-    """How often the recommended rung confuses its most confused labels; None if it confuses none."""
+    """How often the recommended rung confuses its most confused labels; None where answers are no labels, or right."""
+    if result.kind != "category":
+        return None
     expected = [row.expected[0] for row in rows]
     pairs = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
     if not pairs:

@@ -200,12 +200,12 @@ def _page(
     }  # fmt: skip
     if chosen is not None:
         interaction = chosen.interaction
-        start = chosen.expected or chosen.suggestion or interaction.actual
+        if draft is None:
+            draft = chosen.expected or chosen.suggestion or interaction.actual
         before, after = _neighbours([each.interaction.id for each in cases], interaction.id)
         history, about = store.history(interaction.id), (interaction.task, interaction.input_id)
         values |= {
-            "before": before, "after": after, "draft": start if draft is None else draft,
-            "pieces": differences(interaction.actual, start),
+            "before": before, "after": after, "draft": draft, "pieces": differences(interaction.actual, draft),
             "labels": context_of(request).server.served.labels(interaction.task),
             "history": history, "own": in_force(history, reviewer) is not None,
             "opinions": store.opinions(*about).get(about), "feedback": store.feedback(interaction.id),

@@ -40,11 +40,12 @@ class ShownAnswer:
 class ShownRow:
     """A row of the table: its address, and what the chosen rung answered."""
 
-    link: str
+    link: str  # empty for a training row, which no rung answers
     source: str
     split: str
     text: str
     expected: str
+    likely: str  # the label that it probably has, where the expected one may be wrong
     answer: ShownAnswer
 
 
@@ -79,10 +80,10 @@ def row(name: str, request: Request, split: str, id: str, pick: str = "") -> Res
     """Show one row: every rung's answer, and the exact prompt of one."""
     run = _finished(request, name)
     found = _rows_of(run)
-    if (split, id) not in found.keys:
+    values = found.rows[found.keys.index((split, id))]["a"] if (split, id) in found.keys else []
+    answers = [_answer(arm, one) for arm, one in zip(found.arms, values, strict=False) if one]
+    if not answers:
         raise Refused(404, "no-row", f"there is no row {id!r} among the {split} rows of {name}")
-    values = found.rows[found.keys.index((split, id))]
-    answers = [_answer(arm, one) for arm, one in zip(found.arms, values["a"], strict=True) if one]
     known = [answer.rung for answer in answers]
     pick = pick if pick in known else found.arms[found.place] if found.arms[found.place] in known else known[0]
     prediction = next(each for each in watch_predictions(run.folder, pick) if (each.split, each.id) == (split, id))
@@ -115,8 +116,13 @@ def _shown(found: AnsweredRows, number: int, arm: int, run: str) -> ShownRow:
     (split, id_), values = found.keys[number], found.rows[number]
     link = f"/runs/{quote(run)}/row?{urlencode({'split': split, 'id': id_, 'pick': found.arms[arm]})}"
     answer = _answer(found.arms[arm], values["a"][arm])
-    return ShownRow(link, values["o"], split, values["i"], " | ".join(values["e"]), answer)
+    expected = " | ".join(values["e"])
+    return ShownRow(
+        link if any(values["a"]) else "", values["o"], split, values["i"], expected, values.get("l", ""), answer
+    )
 
 
-def _answer(rung: str, values: Mapping[str, Any]) -> ShownAnswer:
+def _answer(rung: str, values: Mapping[str, Any] | None) -> ShownAnswer:
+    if values is None:
+        return ShownAnswer(rung, "", 1.0, "not asked")
     return ShownAnswer(rung, values["t"], values["s"], notes_of(values))
