@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rung.progress import QUIET
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -146,6 +148,27 @@ def test_answering_with_features_imports_nothing_heavy(artifact, small_task_file
     assert "lost_or_stolen_card" in done.stdout
 
 
+def test_a_command_tells_of_the_download_of_the_base_model(rung, zero, tmp_path, monkeypatch):
+    """The first to ask for a model downloads it: whoever asks without progress would wait in silence."""
+    from rung.models import embedded
+
+    artifact, ensure, here = zero.save(tmp_path / "zero"), embedded.ensure, set()
+
+    def planted(model, *, progress=QUIET):
+        if model.name not in here:
+            progress.start(f"downloading {model.name} ({model.megabytes} MB)")
+            progress.finish()
+        here.add(model.name)
+        return ensure(model)
+
+    monkeypatch.setattr(embedded, "ensure", planted)
+    done = rung("run", artifact, "My card has not arrived yet")
+    assert here, done.stderr
+    assert all(f"downloading {name}" in done.stderr for name in here), done.stderr
+    here.clear()
+    assert "downloading" not in rung("run", artifact, "My card has not arrived yet", "--json").stderr
+
+
 def test_the_plan_says_what_applies_and_why_not(rung):
     task = EXAMPLES / "scitldr" / "task.yaml"
     plan = json.loads(rung("climb", task, "--plan", "--json").stdout)["plan"]
@@ -153,6 +176,41 @@ def test_the_plan_says_what_applies_and_why_not(rung):
     assert by_name["lora"]["applies"]
     assert by_name["lora"]["seconds"] > 0
     assert by_name["features"]["reason"] == "a head answers categories only"
+
+
+def test_the_plan_of_an_endpoint_has_a_bill_and_no_made_up_time(rung, tmp_path, monkeypatch):
+    rows = [{"text": f"Question {n} about cards", "answer": f"Answer {n}"} for n in range(24)]
+    for name, part in (("train", rows[:12]), ("validation", rows[12:20]), ("test", rows[20:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "task.yaml").write_text(
+        "name: ask\ninstruction: Answer.\ninputs: [text]\nmodel: http://127.0.0.1:1/v1#m\nmetric: exact_match\n"
+        "output: {kind: text, column: answer}\nconstraints: {rungs: [few-shot-fixed]}\n"
+        "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
+    )
+    monkeypatch.setenv("RUNG_API_PRICE_INPUT", "1000000")  # a token, 1
+    monkeypatch.setenv("RUNG_API_PRICE_OUTPUT", "1000000")
+    done = rung("climb", tmp_path / "task.yaml", "--plan", "--json")
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    zero, *_ = (row for row in planned["plan"] if row["applies"])
+    assert zero["seconds"] is zero["row_seconds"] is None
+    assert zero["bill"] == pytest.approx(8 * zero["price_per_1000"] / 1000)
+    assert zero["bill"] > 8
+    notes = "\n".join(planned["notes"])
+    assert "is unknown: it asks an endpoint" in notes
+    assert "is expected to bill up to" in notes
+    assert "problem: 4 test rows can never show a difference" in notes
+    assert "unknown" in rung("climb", tmp_path / "task.yaml", "--plan").stdout
+
+
+def test_the_plan_marks_what_falls_out_of_a_short_budget(rung):
+    task = EXAMPLES / "scitldr" / "task.yaml"
+    fits = [
+        [row["fits_budget"] for row in json.loads(rung("climb", task, "--plan", "--json", *more).stdout)["plan"]
+         if row["applies"]] for more in ((), ("--budget", "2s"))
+    ]  # fmt: skip
+    assert all(fits[0])
+    assert not all(fits[1])
 
 
 def test_chat_answers_line_by_line(rung, artifact, monkeypatch):
@@ -196,3 +254,20 @@ def test_the_command_itself_ends_with_the_exit_code(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error[")
+
+
+@pytest.mark.parametrize(("option", "code"), [("--version", 0), ("--nothing", 2)])
+def test_a_process_ends_after_its_last_words_without_freeing_its_memory(option, code):
+    script = (
+        "import atexit, sys\n"
+        "class Kept:\n"
+        "    def __del__(self): print('freed')\n"
+        "kept = Kept()\n"
+        "sys.argv[1:] = [sys.argv[1]]\n"
+        "from rung.__main__ import main\n"
+        "try: main()\n"
+        "finally: atexit.register(print, 'last words', end='')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, option], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.endswith("last words")

@@ -56,6 +56,16 @@ def test_clusters_of_real_messages_are_named_and_agree_with_the_intents(tmp_path
     assert namer.requests[0].constraint.value == WORDS
 
 
+def test_without_a_model_clusters_have_numbers_for_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "open_engine", None)  # no model is opened
+    out = tmp_path / "clusters.csv"
+    ran = run(FILE, "--column", "text", "--k", 3, "--model", "none", "--out", out, "-q")
+    assert ran.exit_code == 0, ran.output
+    names = [f"cluster {number}" for number in range(3)]
+    assert re.findall(r"^ *\d+  (cluster \d)$", ran.stdout, re.MULTILINE) == names
+    assert {row["cluster"]: row["cluster_name"] for row in table(out)} == dict(zip("012", names, strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "fits"),
     [

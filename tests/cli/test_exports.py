@@ -1,7 +1,10 @@
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+
+from rung.artifact.artifact import Artifact
 
 
 @pytest.fixture
@@ -66,6 +69,15 @@ def test_merge_shows_the_difference(rung, folder, tmp_path):
 def test_export_writes_what_is_asked_for(rung, folder, tmp_path):
     assert rung("export", folder, "--to", "peft", "--out", tmp_path / "p", "-q")[0] == 0
     assert (tmp_path / "p" / "adapter_model.safetensors").is_file()
+    facts = json.loads(rung("show", folder, "--json")[1])
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert f"- artifact: `{facts['fingerprint']}`" in card
+    assert f"- prompt: `{facts['prompt']}`" in card
+    other = Artifact.load(folder)
+    other = replace(other, path=(*other.path, "again")).save(tmp_path / "other")
+    again = json.loads(rung("show", other, "--json")[1])
+    assert again["prompt"] == facts["prompt"]
+    assert len({facts["fingerprint"], again["fingerprint"], facts["prompt"]}) == 3
     code, out, _ = rung("export", folder, "--to", "huggingface", "--out", tmp_path / "h", "-q")
     assert (code, out.splitlines()[0]) == (0, f"{tmp_path / 'h'}: huggingface")
     assert "fixed texts" in out

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from rung.cli.help import EXAMPLES, GROUPS
+from rung.cli.help import EXAMPLES, GROUPS, OPTIONS
 from rung.cli.main import app
 
 RUN = CliRunner()
@@ -26,16 +26,49 @@ def test_every_command_is_in_one_group():
     assert max(map(len, lines)) <= 80
 
 
+def every(group, *words):
+    """Each command and group below a group with its words, such as `index build`."""
+    for name, command in group.commands.items():
+        yield [*words, name], command
+        yield from every(command, *words, name) if hasattr(command, "commands") else ()
+
+
+def test_every_command_shows_the_help_of_its_arguments_and_an_example():
+    for words, command in every(get_command(app)):
+        text = RUN.invoke(app, [*words, "--help"]).stdout
+        shown = " ".join(text.split())
+        assert max(map(len, text.splitlines())) <= 80, words
+        assert f"Example: {' '.join(EXAMPLES[' '.join(words)].split())}" in shown, words
+        for name, child in getattr(command, "commands", {}).items():
+            first = " ".join(child.help.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+            assert f"{name} {first}" in shown, (words, name)  # whole, not cut
+        arguments = [each for each in command.params if each.param_type_name == "argument"]
+        assert text.lower().count("arguments:") == bool(arguments), words
+        for each in arguments:
+            assert each.help, (words, each.name)
+            assert " ".join(each.help.split()) in shown, (words, each.name)
+
+
 def test_examples_have_the_arguments_and_options_of_their_command():
     group = get_command(app)
+    known = {" ".join(words): command for words, command in every(group)}
+    assert known.keys() == EXAMPLES.keys()
+    context = group.make_context("rung", ["-h"], resilient_parsing=True)
     for name, text in EXAMPLES.items():
         for line in text.splitlines():
-            _, called, *words = shlex.split(line)
-            assert called == name
-            group.commands[name].make_parser(group.make_context("rung", ["-h"], resilient_parsing=True)).parse_args(
-                words
-            )
-        assert text.splitlines()[0] in RUN.invoke(app, [name, "--help"]).stdout
+            called, *words = shlex.split(line.partition(" > ")[0])[1:]
+            command = known[called]
+            if hasattr(command, "commands"):
+                command = known[f"{called} {words.pop(0)}"]
+            assert command is known[name] or hasattr(known[name], "commands")
+            command.make_parser(context).parse_args(words)
+
+
+@pytest.mark.parametrize(("name", "groups"), OPTIONS.items())
+def test_groups_of_options_hold_every_option_but_those_of_all_commands(name, groups):
+    grouped = [option for group in groups.values() for option in group]
+    every_option = {each.name for each in get_command(app).commands[name].params if each.param_type_name == "option"}
+    assert sorted(grouped) == sorted(every_option - {"quiet", "offline"})
 
 
 def test_help_of_a_command_is_its_help():

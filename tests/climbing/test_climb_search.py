@@ -14,7 +14,7 @@ from planted import Planted, examples
 from rung.climbing import arms as arms_module
 from rung.climbing import choice
 from rung.climbing import run as run_module
-from rung.climbing.budget import Limits
+from rung.climbing.budget import Budget, Limits
 from rung.climbing.store import RunStore
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
@@ -170,6 +170,39 @@ def test_the_leader_is_proven_before_slow_arms_are_made(stage):
     assert any("head leads with" in text and "proven" in text for text in said)
     first = next(i for i, (name, split, _) in enumerate(play.answered) if (name, split) == ("zero-shot", "test"))
     assert not any(name == "slow" for name, _, _ in play.answered[:first])
+
+
+def test_the_board_shows_where_the_arms_stand(stage):
+    play = stage(HEAD, WEAK, Planted("slow", 0.7, row=0.5, takes=300.0))
+    boards = []
+    quiet = dict.fromkeys(("say", "start", "advance", "finish"), lambda *a, **k: None)
+    progress = type("Shown", (), {"board": lambda lines, news="": boards.append((list(lines), news)), **quiet})
+    play.climb(600.0, progress=progress)
+    assert boards[4] == (
+        [
+            "climb: 3 s of 10 min",
+            "  head                      87.5 %       8 of 200 rows  leads",
+            "  zero-shot                  0.0 %       2 of 200 rows  answering",
+            "  weak                      12.5 %       8 of 200 rows  left the race",
+            "  to come: slow",
+        ],
+        "3 s of 10 min: zero-shot 0.0 % on 2 rows; head leads",
+    )
+    assert boards[-1] == ([], "")  # the results take its place
+
+
+def test_the_board_tells_the_money_where_it_counts(monkeypatch):
+    boards = []
+    monkeypatch.setattr(Budget, "spent", lambda self: 65.0)
+    for limits, money in ((Limits(None, 5.0), 0.001), (Limits(None, None), 0.001), (Limits(90.0, None), 1.234)):
+        budget = Budget(SimpleNamespace(board=lambda lines, news="": boards.append((lines[0], news))), limits)
+        budget.money = lambda money=money: money
+        budget.board(["  head"], "head answers")
+    assert boards == [
+        ("climb: 1 min 05 s, cost 0.001 of 5", "1 min 05 s, cost 0.001 of 5: head answers"),
+        ("climb: 1 min 05 s", "1 min 05 s: head answers"),
+        ("climb: 1 min 05 s of 1 min 30 s, cost 1.23", "1 min 05 s of 1 min 30 s, cost 1.23: head answers"),
+    ]
 
 
 def test_the_first_look_decides_against_what_is_hopeless(stage):

@@ -23,6 +23,7 @@ from rung.errors import ArtifactError, ConfigError
 from rung.machine import this_machine
 from rung.models import reference
 from rung.rungs import Features, Majority, NearestRow, NumberRidge, TfidfHead, build, get
+from rung.rungs.few_shot import FewShot
 from rung.rungs.linear import LEXICAL, VARIANCE, design, train_head
 from rung.rungs.yardsticks import most_typical, typical_value
 from rung.task import Task
@@ -182,6 +183,15 @@ def test_without_scikit_learn_they_say_what_is_missing(zero, data, monkeypatch):
     for rung_ in (NearestRow(None), TfidfHead(), Features()):
         assert "rung[local]" in rung_.applies(zero, data).reason
     assert Majority().applies(zero, data).applies
+
+
+def test_without_a_library_for_encoders_what_compares_rows_says_so(zero, data, monkeypatch):
+    monkeypatch.setattr("rung.rungs.base.find_spec", lambda name: None)
+    for rung_ in (FewShot("knn"), FewShot("mmr"), NearestRow()):
+        assert "rung[local]" in rung_.applies(zero, data).reason
+    assert FewShot("balanced").applies(zero, data).applies
+    monkeypatch.setattr("rung.rungs.base.is_static", lambda folder: True)  # a table of vectors needs no library
+    assert FewShot("knn").applies(zero, data).applies
 
 
 def test_a_head_without_features_is_refused():

@@ -34,7 +34,7 @@ def run(
     """Answer one input."""
     from rung.artifact.predict_file import answer_values
 
-    loaded = options.artifact_or_asking(artifact)
+    loaded = options.artifact_or_asking(artifact, quiet=json)
     if engine is not None:
         if loaded.decoder.members or not loaded.decoder.uses_llm:
             message = f"--engine {engine} has no effect: this artifact does not answer with a language model"
@@ -115,6 +115,7 @@ def _ask() -> str:
 def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
     """Print the answer, piece by piece if the decoder can stream."""
     from rung.artifact.decoder import Answer, finish, refusal
+    from rung.models.thinking import AfterThought
 
     decoder = artifact.decoder
     if not (decoder.streams and decoder.unconstrained):
@@ -127,11 +128,11 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
         refused = refusal(artifact, rendered)
         render.say(refused.text)
         return refused.text
-    pieces = []
+    pieces, shown = [], AfterThought()
     for piece in artifact.open().stream(decoder.request(artifact, rendered.messages)):
         pieces.append(piece)
-        render.say(piece, nl=False)
-    render.say("")
+        render.say(shown.more(piece), nl=False)
+    render.say(shown.end())
     text = "".join(pieces)
     answer = Answer(text.strip(), None, None, 0, len(pieces), 0.0, rendered.messages)
     render.sources(finish(artifact, answer, rendered))
@@ -159,7 +160,7 @@ def predict(
 
     if resume and out is None:
         raise ConfigError("bad-option", "--resume needs --out", hint="name the file to continue: --out answers.jsonl")
-    loaded = options.load_artifact(artifact)
+    loaded = options.load_artifact(artifact, quiet=quiet)
     table = out if out is not None and out.suffix.lower() in TABLES else None
     if table is not None and table.exists():
         hint = "a table is written at the end, whole: remove it first"
@@ -260,7 +261,7 @@ def confidence(
     data = loaded.read()
     validation, test = data.rows_of("validation"), data.rows_of("test")
     fitted = fit_confidence(
-        options.load_artifact(artifact), validation, how,
+        options.load_artifact(artifact, quiet=quiet), validation, how,
         abstain_below=below, out_of_scope=wanted.out_of_scope, progress=progress,
     )  # fmt: skip
     measured = measure_confidence(fitted, test, fitted_on=len(validation), progress=progress)
@@ -281,7 +282,7 @@ def merge(
     from rung.export.card import evidence
     from rung.export.export import merge
 
-    loaded, (rows, source) = options.load_artifact(artifact), _rows(artifact, data)
+    loaded, (rows, source) = options.load_artifact(artifact, quiet=quiet), _rows(artifact, data)
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
     difference = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
     values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(difference)}
@@ -321,7 +322,8 @@ def export(
     if not server:
         _write_weights(artifact, to, out, precision, data, json, quiet)
         return
-    command = export_for(kind, options.load_artifact(artifact), out, progress=options.progress(quiet))
+    loaded = options.load_artifact(artifact, quiet=quiet)
+    command = export_for(kind, loaded, out, progress=options.progress(quiet))
     text = f"{out}: {to}\nNext: cd {out} && {command}"
     render.result(json, {"folder": str(out), "server": to, "start": command}, text)
 
@@ -344,16 +346,21 @@ def push(
 def _write_weights(
     artifact: Path, to: Any, out: Path, precision: str | None, data: Path | None, json: bool, quiet: bool
 ) -> None:
+    from rung.artifact.files import fingerprint
     from rung.export.card import evidence
     from rung.export.export import export
 
-    loaded, (rows, source) = options.load_artifact(artifact), _rows(artifact, data)
+    loaded, (rows, source) = options.load_artifact(artifact, quiet=quiet), _rows(artifact, data)
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
-    done = export(loaded, to, out, precision=precision, rows=rows, source=source, known=known, progress=progress)
+    done = export(
+        loaded, to, out, precision=precision, rows=rows, source=source, known=known, identity=fingerprint(artifact),
+        progress=progress,
+    )  # fmt: skip
     difference = None if done.difference is None else asdict(done.difference)
     values = {"folder": str(out), "format": to, "precision": done.precision, "difference": difference}
     text = f"{out}: {to}{f', {done.precision}' if done.precision else ''}"
-    render.result(json, values, text if difference is None else f"{text}\nmerged: {done.difference}")
+    text = text if difference is None else f"{text}\nmerged: {done.difference}"
+    render.result(json, values, text, then=("rung", "push", out, "ORG/NAME"))
 
 
 def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]:

@@ -174,7 +174,7 @@ def _fit(
     (chosen,) = build((name,), task, seed)
     data = task.read()
     start = (
-        options.load_artifact(base) if base is not None
+        options.load_artifact(base, quiet=quiet) if base is not None
         else Artifact.zero_shot(task.only(task.model), data.labels, engine=engine)
     )  # fmt: skip
     if not (suits := chosen.applies(start, data)).applies:
@@ -225,7 +225,7 @@ def report(
     run: Annotated[Path, Argument(help="A run folder, such as runs/banking77.", metavar="RUN")],
     show: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
     rows: Annotated[
-        str | None, Option(help="Print the rows that the recommended rung answered: wrong, broken, sure, all, ...",
+        str | None, Option(help="Print the rows that the recommended rung answered: wrong, broken, suspect, all, ...",
                            metavar="KIND")
     ] = None,
     track: Tracked = None, json: options.Json = False,
@@ -249,7 +249,9 @@ def report(
         kind = options.choose("--rows", rows, tuple(KINDS))
         found = answered_rows(result, {rung.name: watch_predictions(run, rung.name) for rung in measured(result)})
         chosen = found.chosen(found.place, {"kind": kind})
-        render.result(json, [found.rows[number] for number in chosen], lambda: render.mistakes(found, kind))
+        then = ("rung", "report", run, "--open")
+        chosen_rows = [found.rows[number] for number in chosen]
+        render.result(json, chosen_rows, lambda: render.mistakes(found, kind), then=then)
     if show and not webbrowser.open(page):
         raise MachineError("no-browser", f"no browser opens {page}", hint="copy the file to a machine with one")
 
@@ -275,7 +277,7 @@ def evaluate(
     part = options.choose("--split", split, ("validation", "test"))
     bars = [(name, _number(value)) for name, value in options.pairs("--at-least", at_least, "accuracy=0.9")]
     loaded = options.load_task(task, sets)
-    rows, answering = loaded.read().rows_of(part), options.load_artifact(artifact)
+    rows, answering = loaded.read().rows_of(part), options.load_artifact(artifact, quiet=quiet)
     if judge is not None and answering.retriever is None:
         message = f"--judge {judge} has no effect: {artifact} retrieves no documents"
         raise ConfigError("bad-option", message, hint="leave --judge out")
@@ -316,7 +318,8 @@ def judge(
     model: Annotated[str | None, Option(
         help="The model that judges; default: that of the task's metric.", callback=options.named,
     )] = None,
-    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
+    sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
+    offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Say how far a judge agrees with people, or how often it prefers one rung's answers to another's."""
     from rung.evaluation.metrics.judge import RUBRIC, agreement, open_judge, read_pairs, win_rate
@@ -332,7 +335,7 @@ def judge(
     opened = open_judge(str(name), settings.get("rubric", RUBRIC))
     if run is not None:
         side, pairs = _answers_of(run, of, over)
-        rate = win_rate(pairs, opened.compare(pairs))
+        rate = win_rate(pairs, opened.compare(pairs, options.progress(quiet)))
         share, low, high, controlled = (100 * value for value in (rate.rate, rate.low, rate.high, rate.controlled))
         text = (
             f"{side} wins {share:.1f} % [{low:.1f}, {high:.1f}] against {over}, {controlled:.1f} % at equal lengths\n"
@@ -344,7 +347,7 @@ def judge(
         return
     assert human is not None
     pairs, preferences = read_pairs(human, loaded.inputs)
-    measured = agreement(opened.compare(pairs), preferences)
+    measured = agreement(opened.compare(pairs, options.progress(quiet)), preferences)
     text = (
         f"{name} agrees with people on {measured.agreed} of {measured.pairs} pairs: Cohen's kappa "
         f"{measured.kappa:.2f} (1: fully, 0: as by chance)\n"

@@ -10,11 +10,11 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render, render_feedback
 from rung.cli.climb import write_reports
+from rung.cli.help import CommandGroup
 from rung.errors import ConfigError
 from rung.feedback.records import PAIRS, REASONS, REGISTRY, SHARE, STORE, CaseFilter, TrialMode, command
 from rung.models.files import write_atomically
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rung.feedback.records import ABTest, Promotion
     from rung.feedback.registry import Registry
 
-app = typer.Typer(no_args_is_help=True)
-trial_app = typer.Typer(no_args_is_help=True)
+app = CommandGroup(no_args_is_help=True)
+trial_app = CommandGroup(no_args_is_help=True)
 
 Id = Annotated[str, Argument(help="Id of the response.", metavar="ID")]
 ReviewerOption = Annotated[str | None, Option("--reviewer", help="Who says so; by default the user.", metavar="NAME")]
@@ -121,7 +121,7 @@ def import_cases(
         done = read(file, loaded, opened, _reviewer(reviewer), form)
     if done.format:
         render.note(f"{file} is read as: {done.format}")
-    render.result(json, asdict(done), str(done))
+    render.result(json, asdict(done), str(done), then=("rung", "improve", task))
 
 
 @app.command()
@@ -176,11 +176,12 @@ def check(
     from rung.artifact.files import fingerprint
     from rung.feedback.corrections import check
 
-    loaded, progress = options.load_artifact(artifact), options.progress(quiet)
+    loaded, progress = options.load_artifact(artifact, quiet=quiet), options.progress(quiet)
     with options.open_store(store) as opened:
         counts = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
     text = f"{counts.looked_at} looked at: {counts.invalid} invalid, {counts.disagreed} disagreements"
-    render.result(json, asdict(counts), text)
+    found = counts.invalid + counts.disagreed
+    render.result(json, asdict(counts), text, then=command("rung failures list", store=store) if found else "")
 
 
 @app.command()

@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
+from rung.cli.help import CommandGroup
 
 if TYPE_CHECKING:
     from rung.retrieval.index import Index
     from rung.task import Task
 
-app = typer.Typer(
+app = CommandGroup(
     help="The index of a task's documents: build, show, search, write test questions.", no_args_is_help=True
 )
 

@@ -16,14 +16,13 @@ import typer
 
 from rung._version import __version__
 from rung.cli import artifacts, climb, feedback, index, models, render, serve, tasks
-from rung.cli.help import Grouped
+from rung.cli.help import CommandGroup
 from rung.errors import ConfigError, MachineError, RungError
 from rung.models.files import system_error
 
-app = typer.Typer(
-    name="rung", cls=Grouped, suggest_commands=False,  # click names the nearest one itself
+app = CommandGroup(
+    name="rung", suggest_commands=False,  # click names the nearest one itself
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (  # in the order of `rung --help`

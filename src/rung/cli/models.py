@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, get_args
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render, render_models
+from rung.cli.help import CommandGroup
 from rung.errors import ConfigError, ModelError
 
-app = typer.Typer(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
-cache = typer.Typer(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
+app = CommandGroup(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
+cache = CommandGroup(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
 
 LOCAL = ("torch", "transformers", "peft", "sentence-transformers", "scikit-learn", "openvino-genai", "optimum-intel")
 Reference = Annotated[str, Argument(
@@ -45,7 +45,7 @@ def show(
     reference: Reference, json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False
 ) -> None:
     """Describe a model; one that is not here is described from the catalogue, or fetched."""
-    from rung.models.checkpoint import verify
+    from rung.models.checkpoint import kind_of, verify
     from rung.models.embedded import find
     from rung.models.open_models import find as find_open
     from rung.models.reference import is_cached, resolve
@@ -60,7 +60,7 @@ def show(
     else:
         files = resolve(reference, progress=options.progress(quiet))
         verify(files)
-        facts = {**asdict(files), "folder": str(files.folder), **about, "cached": True}
+        facts = {**asdict(files), "folder": str(files.folder), "kind": kind_of(files), **about, "cached": True}
     render.result(json, facts, lambda: render.facts(facts, width=18))
 
 

@@ -120,12 +120,12 @@ def load_task(file: Path, sets: Sequence[str] | None = None, *, runs: bool = Tru
     return task
 
 
-def load_artifact(folder: Path, *, runs: bool = True) -> Artifact:
-    """Load an artifact; with `runs`, ask for consent to what it would run or reach."""
+def load_artifact(folder: Path, *, runs: bool = True, quiet: bool = False) -> Artifact:
+    """Load an artifact, and its base model where it is not here yet; with `runs`, ask for consent to what it runs."""
     from rung.artifact.artifact import Artifact
     from rung.climbing.trust import permits_of
 
-    loaded = Artifact.load(folder)
+    loaded = Artifact.load(folder, progress(quiet))
     if runs:
         consent_to(permits_of(folder), folder)
     return loaded
@@ -174,10 +174,10 @@ def is_asked(path: Path) -> bool:
     return not any((path / name).exists() for name in NO_DOCUMENTS) and any(documents_in(path))
 
 
-def artifact_or_asking(path: Path) -> Artifact:
+def artifact_or_asking(path: Path, *, quiet: bool = False) -> Artifact:
     """Load an artifact, or make the one that asks the documents of a folder, or of a task file without rows."""
     if not is_asked(path):
-        return load_artifact(path)
+        return load_artifact(path, quiet=quiet)
     from rung.cli import render
     from rung.machine import this_machine
     from rung.models.embedded import proposed
@@ -259,8 +259,10 @@ def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor 
         if jobs is not None:
             raise ConfigError("bad-option", "--jobs has no effect without workers", hint="add --workers auto or --on")
         return None
+    from rung.cluster.job import refuse_password
     from rung.cluster.processes import open_executor
 
+    refuse_password(jobs or "")
     return open_executor(workers or "", on or "")
 
 

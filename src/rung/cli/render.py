@@ -120,11 +120,11 @@ def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
 
     planned = [row for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
     columns = {
-        "seconds": [f"{row['seconds']:,.0f}" for row in planned],
+        "seconds": [_rounded(row["seconds"]) for row in planned],
         "all so far": [f"{row['so_far']:,.0f}" for row in planned],
         "may gain": ["" if row["gain"] is None else f"{100 * row['gain']:.1f} points" for row in planned],
         "per 1,000": [money_text(row["price_per_1000"]) for row in planned],
-        "ms a row": [f"{1000 * row['row_seconds']:,.0f}" for row in planned],
+        "ms a row": [_rounded(row["row_seconds"], 1000) for row in planned],
         "tokens a row": [f"{row['tokens_per_row']:,}" for row in planned],
         "tokens to fit": [f"{row['fit_tokens']:,}" for row in planned],
         "memory": [f"{row['memory_bytes'] / 2**30:.1f} GiB" for row in planned],
@@ -140,6 +140,10 @@ def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
             faint(f"left out: {row['name']}: {row['reason'] or 'the budget is used up before it'}")
     for line in notes:
         say(line)
+
+
+def _rounded(value: float | None, times: int = 1) -> str:
+    return "unknown" if value is None else f"{times * value:,.0f}"
 
 
 def climb_result(result: ClimbResult, console: Console | None = None) -> None:
@@ -222,13 +226,19 @@ def mistakes(found: AnsweredRows, kind: str) -> None:
     from rung.evaluation.report.explorer import KINDS, notes_of
 
     chosen = found.chosen(found.place, {"kind": kind})
-    for number in chosen[:ROWS]:
+    shown = chosen if kind == "suspect" else chosen[:ROWS]  # suspects are for correction, one by one
+    for number in shown:
         row, own = found.rows[number], found.rows[number]["a"][found.place]
         say(f"{row['o']}  {one_line(row['i'], TEXT)}")
-        say(f"  expected  {one_line(' | '.join(row['e']), TEXT)}\n  answered  {one_line(own['t'], TEXT)}")
+        say(f"  expected  {one_line(' | '.join(row['e']), TEXT)}")
+        if likely := row.get("l"):
+            say(f"  likely    {one_line(likely, TEXT)}")
+        if own is None:  # a training row
+            continue
+        say(f"  answered  {one_line(own['t'], TEXT)}")
         if notes := notes_of(own):
             say(f"            {notes}")
-    more = f", of which {ROWS} are shown" if len(chosen) > ROWS else ""
+    more = f", of which {len(shown)} are shown" if len(chosen) > len(shown) else ""
     say(f"{len(chosen)} rows of {found.arms[found.place]}: {KINDS[kind]}{more}")
 
 

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, get_args
 from urllib.parse import quote
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
+from rung.cli.help import CommandGroup
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.records import REGISTRY, STORE
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rung.serving.served import LongTexts, Served, ServedArtifact
 
 KeyFile = Annotated[Path, Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
-keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
+keys = CommandGroup(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
 
 
 def serve(

@@ -251,4 +251,6 @@ def cluster(
     if out is not None:
         clustering.write_clusters(out, records, groups, names)
         render.note(f"{len(records)} rows: {out}")
-    render.result(json, result, lambda: render.clusters(result))
+    again = ("rung", "cluster", data, "--column", column, "--out", "clusters.csv")
+    then = again if out is None else ("rung", "init", out, "--output", "cluster_name")
+    render.result(json, result, lambda: render.clusters(result), then=then)

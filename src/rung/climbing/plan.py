@@ -14,8 +14,10 @@ from rung.climbing.confirm import TYPICAL
 from rung.climbing.options import ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
+from rung.engines.api_options import ApiOptions
 from rung.engines.opening import expected_speedup, explain
 from rung.evaluation.prices import expected_price
+from rung.evaluation.report.words import money_text
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
 from rung.models.reference import is_endpoint
@@ -48,7 +50,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     for each in in_order(state, prospects(state), [base]):
         row = _base_row(state, base) if isinstance(each, Arm) else _row(state, each)
         if not row["reason"]:
-            spent += row["seconds"]
+            spent += row["seconds"] or 0.0
         row["so_far"] = round(spent, 1)
         row["fits_budget"] = options.budget_seconds is None or spent <= options.budget_seconds - CLOSING_SECONDS
         rows.append(row)
@@ -56,28 +58,32 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         rows[0] |= {"rows": 0, "seconds": 0.0}
         spent = 0.0
     rows += [_left_row(name, left.reason) for name, left in state.left.items()]
-    return rows, _notes(state, spent, several=bool(models))
+    bills = [row["bill"] for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
+    problems = (f"problem: {problem}" for problem in state.data.report.problems)
+    return rows, [*_notes(state, spent, several=bool(models)), *_money_notes(bills), *problems]
 
 
 def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
     cost, n = base.cost, len(state.search)
     assert cost is not None
-    pace = state.row_seconds(base)
+    pace = None if _asks(state, base, cost) else state.row_seconds(base)
     return {
         "name": base.name, "applies": True, "reason": "", "rows": n, "fit_tokens": 0,
-        "tokens_per_row": round(cost.row_tokens), "seconds": round(min(n, 3 * 8) * pace, 1), "row_seconds": pace,
-        "memory_bytes": cost.memory_bytes, "gain": None, "price_per_1000": _price(state, base, cost, pace, 0.0),
+        "tokens_per_row": round(cost.row_tokens), "row_seconds": pace,
+        "seconds": None if pace is None else round(min(n, 3 * 8) * pace, 1), "memory_bytes": cost.memory_bytes,
+        "gain": None, "price_per_1000": _price(state, base, cost, pace or 0.0, 0.0), "bill": _bill(state, base, cost),
     }  # fmt: skip
 
 
 def _row(state: ClimbState, line: Prospect) -> dict[str, Any]:
-    left = put_off(state, line)
+    left, asks = put_off(state, line), _asks(state, line.base, line.cost)
     return {
         "name": line.name, "applies": True, "reason": left.reason if left else "", "rows": len(state.search),
         "fit_tokens": line.cost.fit_tokens, "tokens_per_row": round(line.cost.row_tokens),
-        "seconds": round(line.seconds, 1), "row_seconds": line.row_seconds, "memory_bytes": line.cost.memory_bytes,
-        "gain": line.promise.gain,
+        "seconds": None if asks else round(line.seconds, 1), "row_seconds": None if asks else line.row_seconds,
+        "memory_bytes": line.cost.memory_bytes, "gain": line.promise.gain,
         "price_per_1000": _price(state, line.base, line.cost, line.row_seconds, line.fit_seconds),
+        "bill": _bill(state, line.base, line.cost),
     }  # fmt: skip
 
 
@@ -90,24 +96,52 @@ def _price(state: ClimbState, arm: Arm, cost: Cost, row_seconds: float, fit_seco
     return None if price is None else 1000 * price
 
 
+def _asks(state: ClimbState, arm: Arm, cost: Cost) -> bool:
+    """Whether an endpoint answers: how long it takes is not known before it is asked."""
+    artifact = state.some(arm)
+    return artifact.decoder.uses_llm and is_endpoint(artifact.model) and cost.row_flops == 0
+
+
+def _bill(state: ClimbState, arm: Arm, cost: Cost) -> float | None:
+    """What an endpoint would bill for the fit and the rows to search by; None where its prices are not known."""
+    if not _asks(state, arm, cost):
+        return 0.0
+    price, options = _price(state, arm, cost, 0.0, 0.0), ApiOptions.from_environment()
+    if price is None:
+        return None
+    return len(state.search) * price / 1000 + (options.price(cost.fit_tokens, 0) if options.priced else 0.0)
+
+
+def _money_notes(bills: list[float | None]) -> list[str]:
+    """What an endpoint would bill for the rungs of a plan; nothing where none asks one."""
+    known = [bill for bill in bills if bill is not None]
+    total = f"the endpoint is expected to bill up to {money_text(sum(known))} for the rows to search by"
+    unknown = "the endpoint's bill is not known: set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT"
+    return [unknown] if len(known) < len(bills) else [total] if any(known) else []
+
+
 def _left_row(name: str, reason: str) -> dict[str, Any]:
     nothing = dict.fromkeys(
-        ("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain", "price_per_1000")
+        ("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain", "price_per_1000", "bill")
     )
     return {"name": name, "applies": False, "reason": reason, "rows": 0, "fits_budget": True, **nothing}
 
 
 def _notes(state: ClimbState, total: float, *, several: bool) -> list[str]:
     task, machine, n = state.task, state.machine, len(state.confirm)
-    pace = state.row_seconds(state.arms[state.incumbent])
+    base = state.arms[state.incumbent]
+    pace, asks = state.row_seconds(base), base.cost is not None and _asks(state, base, base.cost)
     scored = task.output.kind == "category" and not is_endpoint(task.model)
     opening = [rung.name for rung in state.rungs if rung.opens_ramp and rung.name not in state.left]
     whole = f"{duration_text(n * pace)} for {state.incumbent} on all of the {n}"
     return [
         how_measured(state),
         (
-            f"about {duration_text(total)} in all, less where a race is decided early; the confirmation takes about "
-            f"{duration_text(min(n, TYPICAL) * pace)} where the difference is large, and up to {whole}"
+            f"how long {state.incumbent} takes is unknown: it asks an endpoint; the rest takes about "
+            f"{duration_text(total)}"
+            if asks
+            else f"about {duration_text(total)} in all, less where a race is decided early; the confirmation "
+            f"takes about {duration_text(min(n, TYPICAL) * pace)} where the difference is large, and up to {whole}"
             if total
             else f"no rung applies, so nothing is raced: {whole} rows"
         ),

@@ -47,11 +47,13 @@ def evidence(folder: Path, name: str) -> Evidence | None:
 
 
 def model_card(
-    artifact: Artifact, files: ModelFiles, form: ExportFormat, *, file: str, merged: str, known: Evidence | None
-) -> str:
+    artifact: Artifact, files: ModelFiles, form: ExportFormat, *, identity: str, file: str, merged: str,
+    known: Evidence | None,
+) -> str:  # fmt: skip
     """The text of a README.md.
 
-    `file` is the name of the file to load, `merged` says what merging changed, `known` is what the climb measured.
+    `identity` is the artifact's fingerprint, `file` names the file to load, `merged` says what merging changed,
+    `known` is what the climb measured.
     """
     demonstrations = documents = "none"
     if (shown := artifact.demonstrations) is not None:
@@ -62,6 +64,8 @@ def model_card(
 # {artifact.signature.task}: {artifact.weights.method}
 
 {files.name} customized for the task `{artifact.signature.task}` by {artifact.name} with Rung {__version__}.
+
+- artifact: `{identity}`
 
 ## Loading
 
@@ -75,7 +79,7 @@ The weights were measured together with this prompt. `rung export ARTIFACT --pro
 - demonstrations: {demonstrations}
 - documents: {documents}
 - answer: {artifact.decoder.kind}{f", {len(artifact.signature.labels)} labels" if artifact.signature.labels else ""}
-- fingerprint: `{artifact.prompt.fingerprint}`
+- prompt: `{artifact.prompt.fingerprint}`
 
 ## Results
 

@@ -61,7 +61,7 @@ def merge(
 def export(
     artifact: Artifact, form: ExportFormat, folder: Path, *, precision: str | None = None,
     rows: Sequence[Mapping[str, Any]] = (), source: str = "", known: Evidence | None = None,
-    progress: Progress = QUIET,
+    identity: str = "", progress: Progress = QUIET,
 ) -> Exported:  # fmt: skip
     """Write the tuned weights and a model card into a new folder, completely or not at all.
 
@@ -73,6 +73,7 @@ def export(
         rows: those on whose prompts the difference by merging is measured (see `rung.export.merge.measure`).
         source: where the rows came from, for people.
         known: what the artifact's climb measured, for the model card.
+        identity: the fingerprint of the artifact's folder, for the model card; by default it is computed.
         progress: shows every step.
 
     Raises:
@@ -102,7 +103,10 @@ def export(
             with tempfile.TemporaryDirectory(prefix=".merged-", dir=target.parent) as scratch:
                 write_merged(Path(scratch))
                 file = _convert(Path(scratch), form, str(precision), files, target, progress)
-        text = model_card(artifact, files, form, file=file, merged=str(difference or ""), known=known)
+        text = model_card(
+            artifact, files, form, identity=identity or artifact.fingerprint(), file=file,
+            merged=str(difference or ""), known=known,
+        )  # fmt: skip
         (target / "README.md").write_text(text, "utf-8")
 
     publish(folder, build)

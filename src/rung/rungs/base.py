@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, wraps
+from importlib.util import find_spec
 from itertools import islice, product
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -28,7 +29,8 @@ from rung.artifact.labels import label_scoring
 from rung.data.rows import LABELLED, Data
 from rung.errors import ConfigError, suggest
 from rung.machine import Machine
-from rung.models.reference import is_endpoint
+from rung.models.hub import is_static
+from rung.models.reference import is_cached, is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.task import Task
 from rung.training.distributed import current
@@ -59,6 +61,13 @@ OK = Applicability(True)
 def skip(reason: str, *, final: bool = False) -> Applicability:
     """Say that a rung does not apply, with the reason as a clause."""
     return Applicability(False, reason, final)
+
+
+def _encoder_library_missing(encoder: str) -> bool:
+    """Say whether nothing here runs a sentence encoder; a table of vectors needs no library."""
+    if find_spec("openvino") is not None or find_spec("sentence_transformers") is not None:
+        return False
+    return not (is_cached(encoder) and is_static(resolve(encoder).folder))
 
 
 def check_needs(needs: Sequence[str], artifact: Artifact, data: Data) -> Applicability:
@@ -189,6 +198,8 @@ class Rung(ABC):
     def applies(self, artifact: Artifact, data: Data) -> Applicability:
         """Say whether the rung can be put on top of `artifact`, or why not."""
         unmet = check_needs(self.needs, artifact, data)
+        if unmet.applies and any(map(_encoder_library_missing, self.encoders)):
+            return skip("its sentence encoder needs a library: uv pip install 'rung[local]'", final=True)
         return self.suits(artifact, data) if unmet.applies else unmet
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
