@@ -66,7 +66,7 @@ sbom: | $(BIN)/uv
 	  --output-reproducible -o dist/rung.cdx.json build/release/bin/python
 
 $(VENV)/.local: pyproject.toml constraints.lock | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.lock -e '.[local]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.lock -e '.[local,serve]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.lock | $(BIN)/uv

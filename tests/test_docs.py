@@ -47,6 +47,14 @@ def test_python_names_exist(page: Path) -> None:
             assert pkgutil.resolve_name(name) is not None
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_what_a_newcomer_installs_is_enough_for_the_commands_of_the_page(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    assert "rung serve" in text
+    assert ".[local,serve]" in text
+    assert ".[local,serve]" in (ROOT / "Makefile").read_text()
+
+
 @every_page
 def test_files_and_links_exist(page: Path) -> None:
     text = page.read_text("utf-8")

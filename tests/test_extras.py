@@ -1,19 +1,46 @@
 import gc
+import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from rung.errors import EngineError, MachineError, needed_by
+from rung.errors import EngineError, MachineError, install_command, needed_by
 
 
 def test_what_cannot_be_imported_is_told_with_its_extra():
     with pytest.raises(MachineError) as caught, needed_by("serving", extra="serve"):
         import no_such_library.deep  # noqa: F401
     assert (caught.value.code, caught.value.message) == ("missing-extra", "serving needs no_such_library")
-    assert caught.value.hint == "uv pip install 'rung[serve]'"
+    assert caught.value.hint == install_command("serve")
     assert type(caught.value) is MachineError
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "uv pip install 'rung[serve]'"),
+        (
+            {"url": "file:///home/ann/a%20b", "dir_info": {}},
+            "uv pip install 'rung[serve] @ file:///home/ann/a%20b'",
+        ),
+        (
+            {"url": "file:///home/ann/a%20b", "dir_info": {"editable": True}},
+            "uv pip install -e '/home/ann/a b[serve]'",
+        ),
+        (
+            {"url": "https://example.org/rung.git", "vcs_info": {"vcs": "git", "commit_id": "1a2b"}},
+            "uv pip install 'rung[serve] @ git+https://example.org/rung.git@1a2b'",
+        ),
+    ],
+)
+def test_an_extra_comes_from_where_rung_came_from(monkeypatch, tmp_path, origin, command):
+    if origin is not None:
+        (tmp_path / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.setattr(metadata, "distribution", lambda _: metadata.PathDistribution(tmp_path))
+    assert install_command.__wrapped__("serve") == command
 
 
 def test_the_class_of_the_error_is_the_callers():

@@ -140,11 +140,34 @@ def needed_by(what: str, *, extra: str = "local", error: type[MachineError] = Ma
     try:
         yield
     except ImportError as missing:
-        hint = f"uv pip install 'rung[{extra}]'"
-        raise error("missing-extra", f"{what} needs {missing.name}", hint=hint) from missing
+        raise error("missing-extra", f"{what} needs {missing.name}", hint=install_command(extra)) from missing
     finally:
         if collects:
             gc.enable()
+
+
+@cache
+def install_command(extra: str) -> str:
+    """The command that adds an extra, from where this package came: a folder, a wheel, a repository or the index."""
+    import json
+    import shlex
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    wanted = f"rung[{extra}]"
+    try:
+        origin = json.loads(metadata.distribution("rung").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:  # the source is on the path, and nothing is installed
+        origin = {}
+    url = origin.get("url", "")
+    if origin.get("dir_info", {}).get("editable"):
+        return f"uv pip install -e {shlex.quote(f'{url2pathname(urlsplit(url).path)}[{extra}]')}"
+    if url:
+        version_control = origin.get("vcs_info", {})
+        address = f"{version_control['vcs']}+{url}@{version_control['commit_id']}" if version_control else url
+        wanted = f"{wanted} @ {address}"
+    return f"uv pip install {shlex.quote(wanted)}"
 
 
 # What every error code means: `rung explain CODE` prints from `explanations.md`.

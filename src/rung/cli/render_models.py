@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rung.cli.render import faint, say
+from rung.errors import install_command
 
 if TYPE_CHECKING:
     from rung.machine import Machine
@@ -22,7 +23,7 @@ def doctor(values: Mapping[str, Any]) -> None:
     for name, installed in values["packages"].items():
         say(f"{'ok' if installed else 'missing':9} {name} {installed or ''}")
     if values["missing"]:
-        say("hint: uv pip install 'rung[local]'")
+        say(f"hint: {install_command('local')}")
 
 
 def built_in_models(models: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rung.errors import EngineError
+from rung.errors import EngineError, install_command
 from rung.machine import peak_memory_of_children
 from rung.models.cache import cache_dir, offline, publish, recall, remember
 from rung.models.embedded import installer
@@ -82,7 +82,7 @@ def export_folder(
         EngineError: `missing-extra`, `export-unsupported` or `export-failed`.
     """
     if (missing := missing_package()) is not None:
-        raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
+        raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint=install_command("local"))
     weights = weights_bytes(source)
     seconds, gigabytes = expected(weights, precision)
     takes = f"about {max(1, round(seconds / 60))} min and {gigabytes:.1f} GB of memory"

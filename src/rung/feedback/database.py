@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
 
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, MachineError, install_command
 from rung.feedback.records import STORE
 
 try:
@@ -26,7 +26,7 @@ try:
     from sqlalchemy import exc
 except ImportError as missing:
     raise MachineError(
-        "missing-extra", "the store of interactions needs SQLAlchemy", hint="uv pip install 'rung[serve]'"
+        "missing-extra", "the store of interactions needs SQLAlchemy", hint=install_command("serve")
     ) from missing
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class StoreDatabase:
             return sa.create_engine(self.url, pool_pre_ping=True, connect_args={"prepare_threshold": None})
         except (ImportError, exc.NoSuchModuleError) as missing:
             raise MachineError(
-                "missing-extra", f"{self.name} needs psycopg", hint="uv pip install 'rung[postgres]'"
+                "missing-extra", f"{self.name} needs psycopg", hint=install_command("postgres")
             ) from missing
 
     @property

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from rung.errors import ModelError
+from rung.errors import ModelError, install_command
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
 from rung.models.hub import first_line, is_static, loaded_weights, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
@@ -52,7 +52,7 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     try:
         library = version("transformers")  # its import takes seconds
     except PackageNotFoundError as missing:
-        problem, hint = "reading a model needs transformers", "uv pip install 'rung[local]'"
+        problem, hint = "reading a model needs transformers", install_command("local")
         raise ModelError("missing-extra", problem, hint=hint) from missing
     name = f"{files.fingerprint}-{kind.split()[0]}-{library}-{VERSION}"
     contents, known = fingerprint(_own_files(files)), recall(name)

@@ -27,7 +27,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Change
 from rung.artifact.labels import label_scoring
 from rung.data.rows import LABELLED, Data
-from rung.errors import ConfigError, suggest
+from rung.errors import ConfigError, install_command, suggest
 from rung.machine import Machine
 from rung.models.hub import is_static
 from rung.models.reference import is_cached, is_endpoint, resolve
@@ -199,7 +199,7 @@ class Rung(ABC):
         """Say whether the rung can be put on top of `artifact`, or why not."""
         unmet = check_needs(self.needs, artifact, data)
         if unmet.applies and any(map(_encoder_library_missing, self.encoders)):
-            return skip("its sentence encoder needs a library: uv pip install 'rung[local]'", final=True)
+            return skip(f"its sentence encoder needs a library: {install_command('local')}", final=True)
         return self.suits(artifact, data) if unmet.applies else unmet
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:

@@ -25,7 +25,7 @@ from rung.artifact.parts import BASE
 from rung.data.rows import Data, Example, labels_of
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
-from rung.errors import ConfigError
+from rung.errors import ConfigError, install_command
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
@@ -212,7 +212,7 @@ def read_in_windows(encoder: str, texts: Sequence[str]) -> dict[str, int]:
 def sklearn_missing() -> Applicability:
     """Say that a rung needs scikit-learn, unless it is installed."""
     if find_spec("sklearn") is None:
-        return skip("it needs scikit-learn: uv pip install 'rung[local]'", final=True)
+        return skip(f"it needs scikit-learn: {install_command('local')}", final=True)
     return OK
 
 
