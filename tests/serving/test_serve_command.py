@@ -53,6 +53,28 @@ def test_a_server_that_must_not_start_does_not(arguments, code):
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--keep", 4), "--keep has no effect without --on-demand"),
+        (("--sample", 0.5), "--sample has no effect without --capture sampled"),
+        (("--sample", 0.5, "--capture", "on"), "--sample has no effect without --capture sampled"),
+        (("--redact", "customer=C[0-9]+"), "--redact has no effect without --capture"),
+        (("--no-pages", "--start", "."), "--start has no effect without --pages"),
+        (("--long-texts", "window"), "--long-texts has no effect without --encoder"),
+    ],
+)
+def test_options_without_effect_are_refused(tiny_folder, arguments, told):
+    with pytest.raises(ConfigError, match=f"^{told}$"):
+        rung("serve", "--model", tiny_folder, "--port", 0, *arguments)
+
+
+def test_an_engine_without_a_base_model_is_refused(zero, tmp_path):
+    folder = zero.save(tmp_path / "zero")
+    with pytest.raises(ConfigError, match=r"^--engine has no effect without --model$"):
+        rung("serve", folder, "--port", 0, "--engine", "torch")
+
+
 def test_arguments_that_name_models_are_told_from_artifacts(tiny_folder, tmp_path):
     for model in ("embedded", "embedded-encoder", "builtin:qwen2.5-coder-0.5b", str(tiny_folder), "some/model.gguf",
                   "nobody-here/model", "http://localhost:1/v1#m"):  # fmt: skip

@@ -253,11 +253,25 @@ def climb_options(
     return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume, crew=crew)
 
 
+def only_with(needed: str, there: object, **given: object) -> None:
+    """Raise ConfigError for options that were given and have no effect without another one.
+
+    Args:
+        needed: the other option, or what takes its place.
+        there: whether it was given.
+        given: the values of the options by their names, None for those that were not given.
+    """
+    for name, value in given.items():
+        if value is not None and not there:
+            option = f"--{name.replace('_', '-')}"
+            hint = f"add {needed}, or leave {option} out"
+            raise ConfigError("bad-option", f"{option} has no effect without {needed}", hint=hint)
+
+
 def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
     """Open what `--workers` and `--on` name; None without them, for this process alone."""
+    only_with("--workers or --on", workers is not None or on is not None, jobs=jobs)
     if workers is None and on is None:
-        if jobs is not None:
-            raise ConfigError("bad-option", "--jobs has no effect without workers", hint="add --workers auto or --on")
         return None
     from rung.cluster.job import refuse_password
     from rung.cluster.processes import open_executor

@@ -40,8 +40,8 @@ def serve(
         list[str] | None, Option(help="One more name of what is served.", metavar="NAME=SERVED")
     ] = None,
     long_texts: Annotated[
-        str, Option(help="What encoders do with texts beyond their limit: refuse, or window.")
-    ] = "refuse",
+        str | None, Option(help="What encoders do with texts beyond their limit: refuse (default), or window.")
+    ] = None,
     host: Annotated[str, Option(help="Address to listen on; beyond loopback keys are needed.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     key_file: Annotated[Path | None, Option(help="Require a key of this file.", metavar="FILE")] = None,
@@ -54,7 +54,9 @@ def serve(
         Path | None, Option(help="Serve the artifacts in this folder by their names, each from its first request on.",
                             metavar="FOLDER")
     ] = None,
-    keep: Annotated[int, Option(min=1, help="Most artifacts of --on-demand that are served at once.")] = 16,
+    keep: Annotated[
+        int | None, Option(min=1, help="Most artifacts of --on-demand that are served at once; 16 by default.")
+    ] = None,
     queue: Annotated[int, Option(min=1, help="Most answers waited for; beyond it: 429.")] = 512,
     max_body: Annotated[int, Option(min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
     per_address: Annotated[
@@ -64,9 +66,11 @@ def serve(
     conversation: Annotated[
         str, Option(help="What artifacts read of several messages: the last, condense, or refuse.")
     ] = "last",
-    engine: Annotated[str, Option(help="What runs the models of --model.")] = "auto",
+    engine: Annotated[str | None, Option(help="What runs base models; auto by default.")] = None,
     capture: Annotated[str, Option(help="What is recorded: off, sampled or on.")] = "off",
-    sample: Annotated[float, Option(min=0, max=1, help="The share that --capture sampled records.")] = 0.1,
+    sample: Annotated[
+        float | None, Option(min=0, max=1, help="The share that --capture sampled records; 0.1 by default.")
+    ] = None,
     store: options.StorePlace = STORE,
     redact: Annotated[list[str] | None, Option(help="Do not keep what this matches.", metavar="NAME=REGEX")] = None,
     registry: Annotated[
@@ -84,6 +88,10 @@ def serve(
     if not (artifacts or model or encoder or registry or on_demand):
         hint = "rung serve FOLDER, or rung serve --model embedded"
         raise ConfigError("bad-option", "there is nothing to serve", hint=hint)
+    options.only_with("--on-demand", on_demand, keep=keep)
+    options.only_with("--capture sampled", capture == "sampled", sample=sample)
+    options.only_with("--capture", capture != "off", redact=redact)
+    options.only_with("--pages", pages, start=start)
     with needed_by("serving", extra="serve", error=EngineError):
         from rung.climbing.trust import check_allowed
         from rung.serving.access import KeyRing, access_rules
@@ -91,7 +99,7 @@ def serve(
         from rung.serving.conversations import ConversationPolicy
         from rung.serving.limits import RequestLimits
         from rung.serving.metrics import CAPTURE
-        from rung.serving.on_demand import OnDemand
+        from rung.serving.on_demand import MOST, OnDemand
         from rung.serving.served import LongTexts, Served
         from rung.serving.web.site import PageSources
         from rung.serving.web.starter import Starter
@@ -99,10 +107,10 @@ def serve(
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(name.lower() for name in allow_host or ()), frozenset(allow_origin or ())
     access = access_rules(host, ring, hosts=names, origins=sites)
-    beyond = options.choose("--long-texts", long_texts, get_args(LongTexts))
+    beyond = None if long_texts is None else options.choose("--long-texts", long_texts, get_args(LongTexts))
     policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
-    by_name = None if on_demand is None else OnDemand(_folder(on_demand, "--on-demand"), keep, check_allowed)
+    by_name = None if on_demand is None else OnDemand(_folder(on_demand, "--on-demand"), keep or MOST, check_allowed)
     starter = None
     if start is not None:
         out = ("--out", str(runs.absolute()))
@@ -156,7 +164,7 @@ def _folder(path: Path, option: str) -> Path:
 
 @contextmanager
 def _capturing(
-    served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None
+    served: Served, mode: str, rate: float | None, store: str, patterns: dict[str, str], registry: Path | None
 ) -> Iterator[FeedbackService | None]:
     """Capture answers and follow the registry, if either was asked for; at the end, everything is written."""
     if mode == "off" and registry is None:
@@ -166,8 +174,9 @@ def _capturing(
     from rung.feedback.capture import CaptureMode, Redactor
     from rung.serving.context import key_of, reviewers_only
 
+    rate = (0.1 if rate is None else rate) if mode == "sampled" else 1.0
     wiring = build_capture(
-        store, mode=options.choose("--capture", mode, get_args(CaptureMode)), rate=rate if mode == "sampled" else 1.0,
+        store, mode=options.choose("--capture", mode, get_args(CaptureMode)), rate=rate,
         redact=Redactor(own=patterns), key_of=key_of, registry=registry, allowed=reviewers_only,
         labels=served.labels,
         load=lambda folder, name: served.load(folder, name, replace=True),
@@ -184,8 +193,8 @@ def _load(
     artifacts: list[str],
     models: list[str],
     encoders: list[str],
-    engine: str,
-    long_texts: LongTexts,
+    engine: str | None,
+    long_texts: LongTexts | None,
     progress: Progress,
 ) -> None:
     from rung.artifact.files import artifact_folder
@@ -199,12 +208,14 @@ def _load(
         options.named(text)
         embeds = not is_endpoint(text) and is_encoder(resolve(text, progress=progress))
         (encoders if embeds else models).append(text)
+    options.only_with("--model", models, engine=engine)
+    options.only_with("--encoder", encoders, long_texts=long_texts)
     for reference in models:
         options.named(reference)
-        served.add_model(reference, engine=engine, progress=progress)
+        served.add_model(reference, engine=engine or "auto", progress=progress)
     for reference in encoders:
         options.named(reference)
-        served.add_encoder(reference, long_texts=long_texts, progress=progress)
+        served.add_encoder(reference, long_texts=long_texts or "refuse", progress=progress)
     for text in artifacts:
         if _is_model(text):
             continue
