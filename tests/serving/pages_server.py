@@ -135,12 +135,12 @@ def pages(served, artifacts, folder, **options):
     wiring = build_capture(folder / "failures.db")
     fill(wiring.store)
     (folder / "tasks").mkdir()
-    starter = Starter(folder / "tasks", {}, ("--out", str(runs)))
+    starter = Starter(folder / "tasks", {"RUNG_STORE": str(folder / "failures.db")}, ("--out", str(runs)))
     places = PageSources(runs, wiring.store, folder / "registry", starter)
     with running(served, routers=wiring.routers, pages=places, **options) as server:
         server.context.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
         server.starter = starter
-        server.wiring, server.registry = wiring, folder / "registry"
+        server.wiring, server.runs, server.registry = wiring, runs, folder / "registry"
         server.fingerprint = fingerprint(artifacts["few-shot"])
         yield server
     wiring.close()

@@ -1,6 +1,7 @@
 """The pages in a real browser, against the real server on loopback."""
 
 import html
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -63,26 +64,59 @@ def test_words_are_explained_where_they_stand(site, watched):
     assert watched.problems == []
 
 
-def test_rows_are_uploaded_and_a_climb_on_them_is_started_and_seen(changed, watched, tmp_path):
+def upload(page, server, folder):
+    """Make a task of a table of sixty rows, which words alone decide, on the page; return its file."""
     rows = [f"my {word} number {i},{word}" for i in range(30) for word in ("card", "loan")]
-    (tmp_path / "mine.csv").write_text("\n".join(["text,topic", *rows]))
-    page = watched.page
-    page.goto(f"{changed.url}/runs")
+    (folder / "mine.csv").write_text("\n".join(["text,topic", *rows]))
+    page.goto(f"{server.url}/runs")
     page.get_by_role("link", name="Start a climb").click()
     page.get_by_label("Name of the task").fill("mine")
     page.get_by_label("Column of the answer").fill("topic")
-    page.locator("#file").set_input_files(tmp_path / "mine.csv")
+    page.locator("#file").set_input_files(folder / "mine.csv")
     page.wait_for_function("document.getElementById('rows').value.includes('my loan number 29')")
     page.get_by_role("button", name="Make a task").click()
     task = page.get_by_label("Task", exact=True)
     task.wait_for()
     assert task.locator("option").all_inner_texts() == ["mine/task.yaml"]
-    file = tmp_path / "tasks" / "mine" / "task.yaml"
+    return server.starter.folder / "mine" / "task.yaml"
+
+
+def test_rows_are_uploaded_and_a_climb_on_them_is_started_and_seen(changed, watched, tmp_path):
+    page = watched.page
+    file = upload(page, changed, tmp_path)
     file.write_text(file.read_text().replace("model: embedded", "model: /no/such/model"))
     page.get_by_label("Time at most").fill("1m")
     page.get_by_role("button", name="Climb", exact=True).click()
     page.get_by_text("ended", exact=True).wait_for(timeout=90_000)
     assert "/no/such/model" in page.locator("#now pre").inner_text()  # the command says what is wrong
+    assert watched.problems == []
+
+
+def test_a_climb_from_the_page_recommends_is_stopped_and_improved(changed, watched, tiny_folder, tmp_path):
+    page, starter = watched.page, changed.starter
+    file = upload(page, changed, tmp_path)
+    file.write_text(file.read_text().replace("model: embedded", f"model: {tiny_folder}"))
+    page.get_by_label("Time at most").fill("60s")
+    page.get_by_role("button", name="Climb", exact=True).click()
+    page.get_by_text("ended", exact=True).wait_for(timeout=180_000)
+    page.get_by_role("link", name="The climbs").click()
+    page.get_by_role("link", name="mine").click()
+    recommended = json.loads((changed.runs / "mine" / "report.json").read_text())["recommended"]
+    assert recommended != "zero-shot"  # which a random model answers by chance
+    page.get_by_text(f"Use {recommended}").first.wait_for()
+
+    page.goto(f"{changed.url}/start")
+    page.get_by_role("button", name="Climb", exact=True).click()  # of ten minutes
+    page.get_by_role("button", name="Stop it").click()
+    page.get_by_text("ended", exact=True).wait_for()
+    assert not starter.running()
+
+    starter.improving = ("--registry", str(changed.registry))
+    page.reload()
+    page.get_by_role("button", name="Improve with the corrections").click()
+    page.get_by_text("ended", exact=True).wait_for(timeout=60_000)
+    assert starter.words[0] == "improve"
+    assert "has no reviewed failure" in page.locator("#now pre").inner_text()
     assert watched.problems == []
 
 

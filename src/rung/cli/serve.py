@@ -120,8 +120,8 @@ def serve(
             _folder(start, "--start").absolute(), {"RUNG_STORE": place}, out,
             None if capture == "off" and registry is None else captured,
         )  # fmt: skip
-    socket = listen(host, port)  # a port that is taken is an error before models are loaded
-    with exiting_on_sigterm():
+    # A port that is taken is an error before models are loaded.
+    with listen(host, port) as socket, exiting_on_sigterm():
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
         _load(served, artifacts or [], model or [], encoder or [], engine, beyond, options.progress(quiet))
         with _capturing(served, capture, sample, store, patterns, registry) as wiring:

@@ -80,7 +80,7 @@ class Starter:
             place.mkdir(mode=0o700)
         except FileExistsError:
             raise Refused(409, "name-taken", f"there is already a folder {name!r}: choose another name") from None
-        file = place / ("rows.jsonl" if rows.lstrip().startswith("{") else "rows.csv")
+        file = place / f"{name}.{'jsonl' if rows.lstrip().startswith('{') else 'csv'}"  # the task has the file's name
         file.write_text(rows, "utf-8", newline="\n")
         words = [sys.executable, "-m", "rung", "init", file.name, "--yes", *(["--output", output] if output else [])]
         try:
