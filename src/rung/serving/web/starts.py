@@ -1,6 +1,6 @@
 """Climbs and improvements that are started from a page, and rows that are uploaded for them.
 
-The pages do so only where the server was started with `--start FOLDER`, and only for those who may review. Each runs
+The pages do so only where the server was started with `--start FOLDER`, and only for administrators. Each runs
 the command `rung` in a process of its own, one at a time, so consent, budgets and errors are those of the command.
 Uploaded rows go into a new folder below FOLDER; nothing that is there is replaced.
 """
