@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import random
 import shutil
@@ -12,15 +14,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from letters import lines_of, write_rows
+from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.predict_file import BATCH, Predicted, only_writer, parts_folder, predict_file
+from rung.cli.main import app
+from rung.cluster import parts
 from rung.cluster.job import Job, Storage
 from rung.cluster.parts import predict_in_parts, sizes
 from rung.cluster.processes import Inline, Processes
-from rung.errors import ConfigError, RungError
+from rung.errors import ConfigError, EngineError, MachineError, RungError
 from rung.progress import QUIET
+from rung.worker_pipes import WorkerError
 
 
 def in_parts(artifact, folder, rows, out, executor, **more):
@@ -78,22 +86,100 @@ def test_parts_are_whole_batches_and_small_at_the_end(total, size):
     assert max(last) <= max(BATCH, size / 4)
 
 
-def test_a_row_that_cannot_be_answered_is_an_error_record_and_not_the_end(letters, letters_folder, tmp_path):
-    rows, out = write_rows(tmp_path / "rows.csv", 300, poisoned=(5, 70, 299)), tmp_path / "out.jsonl"
-    with pytest.raises(RungError) as caught:
-        predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder))
+def test_a_row_that_cannot_be_answered_is_an_error_record_however_the_file_is_answered(
+    letters, letters_folder, tmp_path
+):
+    rows, out = write_rows(tmp_path / "rows.csv", 300, poisoned=(5, 70, 71, 299)), tmp_path / "out.jsonl"
+    alone = predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder))
     made = in_parts(letters, letters_folder, rows, out, Inline())
-    assert made == Predicted(300, 300, error_rows=3)
-    assert "3 rows could not be answered" in str(made)
+    assert made == alone == Predicted(300, 300, error_rows=4)
+    assert made.first_errors == alone.first_errors == ("rows.csv:7", "rows.csv:72", "rows.csv:73")
+    assert "4 rows could not be answered (rows.csv:7, rows.csv:72, rows.csv:73 and 1 more)" in str(made)
+    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
     answered = lines_of(out)
     assert [line["id"] for line in answered] == [str(i) for i in range(300)]
     failed = [line for line in answered if "error" in line]
-    assert [line["id"] for line in failed] == ["5", "70", "299"]
-    assert all(line["output"] is None and caught.value.code in line["error"] for line in failed)
+    assert [line["id"] for line in failed] == ["5", "70", "71", "299"]
+    assert all(line["output"] is None and "[context-overflow]" in line["error"] for line in failed)
+
+
+@pytest.mark.parametrize("where", ["alone", "in parts"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("nobody"), "KeyError: 'nobody'"),
+        (RuntimeError("no such place"), "RuntimeError: no such place"),
+        (EngineError("endpoint-refused", "it refuses the request"), "it refuses the request [endpoint-refused]"),
+        (EngineError("endpoint-unreachable", "nobody answers"), None),
+        (MachineError("not-trusted", "this would run code"), None),
+        (MemoryError("too much"), None),
+        (ModuleNotFoundError("no library"), None),
+        (torch.OutOfMemoryError("too much"), None),
+    ],
+)
+def test_a_row_is_to_blame_for_some_errors_and_the_machine_for_others(
+    letters, letters_folder, tmp_path, monkeypatch, where, error, said
+):
+    def fails(self, examples, **how):
+        if any(example.inputs["text"] == "abab" for example in examples):
+            raise error
+        return answers(self, examples, **how)
+
+    answers = Artifact.answer
+    monkeypatch.setattr(Artifact, "answer", fails)
+    rows, out = tmp_path / "rows.csv", tmp_path / "out.jsonl"
+    rows.write_text("text\nba\nabab\nc\n")
+
+    def run():
+        if where == "in parts":
+            return in_parts(letters, letters_folder, rows, out, Inline())
+        return predict_file(letters, rows, out, fingerprint=fingerprint(letters_folder))
+
+    if said is None:
+        with pytest.raises((type(error), WorkerError), match=str(error)):
+            run()
+        return
+    assert run() == Predicted(3, 3, error_rows=1)
+    assert [line.get("error") for line in lines_of(out)] == [None, said, None]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_the_exit_code_and_the_last_line_tell_of_rows_without_an_answer(letters_folder, tmp_path, ending):
+    rows = write_rows(tmp_path / "rows.csv", 3, poisoned=(1,))
+    command = ["predict", str(letters_folder), str(rows), "--quiet"]
+    for words in ([], ["--out", "alone"], ["--out", "parts", "--workers", "1"], ["--out", "json", "--json"]):
+        given = [*words[:1], *(str(tmp_path / f"{word}{ending}") for word in words[1:2]), *words[2:]]
+        ended = CliRunner().invoke(app, [*command, *given])
+        assert ended.exit_code == 1, words
+        assert "1 row could not be answered (rows.csv:3): the column `error` says why" in ended.stderr
+    assert json.loads(ended.stdout)["first_errors"] == ["rows.csv:3"]
+    assert (tmp_path / f"alone{ending}").read_bytes() == (tmp_path / f"parts{ending}").read_bytes()
+    if ending == ".csv":
+        with (tmp_path / "alone.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [bool(row["error"]) for row in table] == [False, True, False]
+        assert table[1]["output"] == ""
+
+
+def test_a_run_that_goes_on_still_counts_the_rows_that_failed_before(letters, letters_folder, tmp_path):
+    rows = write_rows(tmp_path / "rows.csv", 10, poisoned=(1,))
+    for out, executor in ((tmp_path / "alone.jsonl", None), (tmp_path / "parts.jsonl", Inline())):
+        origin = fingerprint(letters_folder)
+        for done in (10, 0):
+            if executor is None:
+                made = predict_file(letters, rows, out, fingerprint=origin, resume=not done)
+            else:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(parts, "_clean_up", lambda *_: None)  # as if it had been killed there
+                    made = in_parts(letters, letters_folder, rows, out, executor, resume=not done)
+            assert (made, made.first_errors) == (Predicted(10, done, error_rows=1), ("rows.csv:3",))
 
 
 def test_where_all_rows_of_a_batch_fail_the_model_is_to_blame_and_what_is_done_stays(letters, letters_folder, tmp_path):
     rows, out = write_rows(tmp_path / "rows.csv", 640, poisoned=tuple(range(512, 576))), tmp_path / "out.jsonl"
+    with pytest.raises(RungError, match=r"fit|long|context|tokens"):
+        predict_file(letters, rows, tmp_path / "alone.jsonl", fingerprint=fingerprint(letters_folder))
+    assert len(lines_of(tmp_path / "alone.jsonl")) == 512
     with pytest.raises(RungError, match=r"fit|long|context|tokens"):
         in_parts(letters, letters_folder, rows, out, Inline())
     assert not out.exists()
@@ -243,10 +329,6 @@ def test_two_commands_do_not_answer_the_same_file(letters, letters_folder, tmp_p
     ],
 )
 def test_options_that_make_no_sense_are_refused(letters_folder, tmp_path, monkeypatch, words, code):
-    from typer.testing import CliRunner
-
-    from rung.cli.main import app
-
     monkeypatch.chdir(tmp_path)
     rows = write_rows(tmp_path / "rows.csv", 3)
     failed = CliRunner().invoke(app, ["predict", str(letters_folder), str(rows), *words])
@@ -293,7 +375,7 @@ def test_every_row_is_answered_once_through_kills_of_workers_and_driver(letters_
         if kill:
             run.send_signal(signal.SIGKILL) if dice.random() < 0.5 else None
         said = run.communicate()[1].decode()
-        if run.returncode == 0:
+        if run.returncode == 1:  # it is done, and some rows have no answer
             break
         assert run.returncode == -signal.SIGKILL, said
         command = [*command, *(["--resume"] if "--resume" not in command else [])]

@@ -39,6 +39,19 @@ def test_csv_holds_the_fields_in_the_schema_s_order(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["out.csv", "out.jsonl"]
 
 
+def test_a_row_that_failed_has_no_fields_and_its_error(tmp_path: Path) -> None:
+    lines = answered(tmp_path, [json.dumps({"shop": "a"})])
+    failed = {"row": "in.csv:3", "output": None, "confidence": None, "error": "too long [context-overflow]"}
+    lines.write_text(lines.read_text("utf-8") + json.dumps(failed) + "\n", "utf-8")
+    write_table(lines, tmp_path / "out.csv", records=True)
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [
+            ["row", "shop", "confidence", "error"],
+            ["in.csv:2", "a", "", ""],
+            ["in.csv:3", "", "", "too long [context-overflow]"],
+        ]
+
+
 def test_parquet_has_types(tmp_path: Path) -> None:
     write_table(
         answered(tmp_path, [json.dumps(a) for a in ANSWERS]), tmp_path / "o.parquet", records=True, schema=SCHEMA

@@ -3,6 +3,8 @@
 Rows are read, answered and written in small batches, each synced to disk, so a kill costs at most one batch. Before the
 first line, `OUT.origin.json` is written beside the answers, with the hashes of the rows' file and of the artifact. A
 resumed run must have the same hashes.
+
+A row that cannot be answered is no end: its line has `error`, and the counts say how many there are and where.
 """
 
 from __future__ import annotations
@@ -25,14 +27,21 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.data.cells import CellError, json_text
 from rung.data.examples import column, given_records, read_inputs, read_row, whole_rows
-from rung.data.rows import Record
+from rung.data.rows import Example, Record
 from rung.data.sources import FileFormat, detected, read_rows
-from rung.errors import ConfigError, DataError, suggest
+from rung.errors import ConfigError, DataError, RungError, suggest
 from rung.models.files import lock_alone, write_atomically, writing
 from rung.progress import QUIET, Progress
 from rung.yamlfile import read_bytes, read_object, sealed_lines, unreadable
 
 BATCH = 64  # rows answered together and written before the next are read
+SHOWN = 3  # rows that could not be answered and that the summary names
+# What no row is to blame for, so that the next row would fail alike: by code, and by the class of other errors.
+ENDS = (
+    "api-key-missing", "api-key-refused", "budget-spent", "endpoint-rate-limited", "endpoint-unreachable",
+    "missing-extra", "network-off", "no-cuda", "not-trusted", "out-of-memory",
+)  # fmt: skip
+TORCH_ENDS = ("OutOfMemoryError", "AcceleratorError")  # not imported: not every artifact needs torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,8 @@ class Predicted:
         dropped_demonstrations, dropped_passages: how many were left out in total.
         shortened_passages: how many passages were cut in total.
         truncated_rows: answered rows whose input was cut.
-        error_rows: rows that could not be answered; each has its `error` (see `rung.cluster.parts`).
+        error_rows: rows that could not be answered, earlier runs included; each has its `error`.
+        first_errors: which the first of these are.
         format: what is unusual about the format of the rows' file.
         columns: the columns of the answered rows.
     """
@@ -59,6 +69,7 @@ class Predicted:
     shortened_passages: int = 0
     truncated_rows: int = 0
     error_rows: int = 0
+    first_errors: tuple[str, ...] = field(default=(), compare=False)
     format: str = field(default="", compare=False)
     columns: AnswerColumns = field(default_factory=lambda: AnswerColumns(), compare=False)
 
@@ -74,7 +85,10 @@ class Predicted:
                 what = f"the inputs of {self.truncated_rows} were cut"
             text += f"; {self.overflow_rows} prompts were longer than the model reads: {what}"
         if self.error_rows:
-            text += f"; {self.error_rows} rows could not be answered: their column `error` says why"
+            rows, more = "row" if self.error_rows == 1 else "rows", self.error_rows - len(self.first_errors)
+            which = ", ".join(self.first_errors) + (f" and {more} more" if more else "")
+            column = self.columns.name("error")
+            text += f"; {self.error_rows} {rows} could not be answered ({which}): the column `{column}` says why"
         return text
 
 
@@ -106,18 +120,71 @@ class AnswerColumns:
             values[name] = column(record, name) if name in record.values or "." in name else None
         return values
 
-    def values(self, artifact: Artifact, record: Record, answer: Answer) -> dict[str, Any]:
+    def values(self, artifact: Artifact, record: Record, answer: Answer | str) -> dict[str, Any]:
         """An answered row as JSON values, the user's columns first."""
         return self.joined(record.source, self.kept_values(record), self.answered(artifact, answer))
 
-    def answered(self, artifact: Artifact, answer: Answer) -> dict[str, Any]:
-        """The columns of an answer."""
+    def answered(self, artifact: Artifact, answer: Answer | str) -> dict[str, Any]:
+        """The columns of an answer, or of the error of a row that cannot be answered."""
+        if isinstance(answer, str):
+            return {"output": None, "confidence": None, "error": answer}
         values = answer_values(artifact, answer)
         return values | {"top": _top(artifact, answer, self.top_k)} if self.top_k else values
 
     def joined(self, source: str, kept: Mapping[str, Any], answered: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of the user's row, and those of its answer under names that the row does not have."""
         return {self.name("row"): source, **kept, **{self.name(name): value for name, value in answered.items()}}
+
+
+class FailedRows:
+    """Counts the answered lines that have an `error`, and keeps which rows the first of them are."""
+
+    def __init__(self, columns: AnswerColumns) -> None:
+        self._error, self._row = columns.name("error"), columns.name("row")
+        self.count, self.first = 0, list[str]()
+
+    def see(self, line: str) -> None:
+        """Look at a line."""
+        if f'"{self._error}": ' in line and self._error in (values := json.loads(line)):
+            self.count += 1
+            if len(self.first) < SHOWN:
+                self.first.append(values[self._row])
+
+    def told(self, done: Predicted) -> Predicted:
+        """The counts of a run with those of its failed rows."""
+        return replace(done, error_rows=self.count, first_errors=tuple(self.first))
+
+
+def answer_batch(artifact: Artifact, examples: Sequence[Example]) -> list[Answer | str]:
+    """Answer a batch; where that fails, each row by itself, with the error of a row that fails in place of its answer.
+
+    Raises:
+        Exception: no row is to blame: an endpoint is down, the memory is not enough, a library or a consent is missing;
+            or all rows of the batch fail.
+    """
+    try:
+        return list(artifact.answer(examples))
+    except Exception as error:
+        if _ends(error):
+            raise
+        found: list[Answer | str] = []
+        for example in examples:
+            try:
+                found += artifact.answer([example])
+            except Exception as own:
+                if _ends(own):
+                    raise
+                found.append(f"{own} [{own.code}]" if isinstance(own, RungError) else f"{type(own).__name__}: {own}")
+        if len(examples) > 1 and all(isinstance(each, str) for each in found):
+            raise
+        return found
+
+
+def _ends(error: Exception) -> bool:
+    """Whether no row is to blame for an error."""
+    if isinstance(error, RungError):
+        return error.code in ENDS
+    return isinstance(error, MemoryError | ImportError) or type(error).__name__ in TORCH_ENDS
 
 
 def _top(artifact: Artifact, answer: Answer, k: int) -> list[dict[str, Any]]:
@@ -219,24 +286,26 @@ def predict_file(
         DataError: a row cannot be read or lacks an input column, or a column to keep is missing or holds bytes.
         ConfigError: `out` exists and `resume` is not given, belongs to other rows, another artifact or other columns,
             or another process writes it; or `top_k` is asked of an artifact without probabilities.
+        Exception: what `answer_batch` raises; all earlier batches are written.
     """
     asked = ask(artifact, data, form, keep=keep, top_k=top_k)
     rows, columns, total, form = asked.rows, asked.columns, asked.total, asked.form
+    failed = FailedRows(columns)
     if out is None:
         lines: IO[str] = _JsonList(sys.stdout) if as_list else sys.stdout  # type: ignore[assignment]
-        done = _answer_rows(artifact, rows, columns, lines, 0, total, progress)
+        done = _answer_rows(artifact, rows, columns, lines, 0, total, failed, progress)
         if isinstance(lines, _JsonList):
             lines.close()
         return replace(done, format=form.describe(), columns=columns)
     check_origin(out, origin_file(out), asked.origin(fingerprint), resume=resume)
     with only_writer(out) as target:
-        before = _whole_lines(target)
+        before = _whole_lines(target, failed)
         if before > total:
             raise ConfigError(
                 "resume-mismatch", f"{out} holds {before} lines, but {data} has {total} rows",
                 hint="something else was written to it: choose another --out",
             )  # fmt: skip
-        done = _answer_rows(artifact, rows, columns, target, before, total, progress)
+        done = _answer_rows(artifact, rows, columns, target, before, total, failed, progress)
     return replace(done, format=form.describe(), columns=columns)
 
 
@@ -317,24 +386,26 @@ class _JsonList:
 
 def _answer_rows(
     artifact: Artifact, read: Callable[[], Iterator[tuple[Record, Record]]], columns: AnswerColumns, target: IO[str],
-    done: int, total: int, progress: Progress,
+    done: int, total: int, failed: FailedRows, progress: Progress,
 ) -> Predicted:  # fmt: skip
     skip = done % BATCH  # an interrupted batch is answered again whole, since its rows affect each other's last digits
     rows = islice(read(), done - skip, None)
     answered, counts = 0, Counter[str]()
     progress.start("answering", total - done)
     while done < total and (batch := list(islice(rows, BATCH))):
-        for answer in _write(artifact, batch, columns, target, skip):
+        for answer in _write(artifact, batch, columns, target, skip, failed):
             counts.update(overflows(answer))
         answered += len(batch) - skip
         progress.advance(len(batch) - skip)
         skip = 0
     progress.finish()
-    return Predicted(total, answered, **dict[str, Any](counts))
+    return failed.told(Predicted(total, answered, **dict[str, Any](counts)))
 
 
-def overflows(answer: Answer) -> dict[str, int]:
+def overflows(answer: Answer | str) -> dict[str, int]:
     """What was left out of the prompt of an answer, as `Predicted` counts it."""
+    if isinstance(answer, str):
+        return {}
     left_out = {
         "dropped_demonstrations": answer.dropped_demonstrations, "dropped_passages": answer.dropped_passages,
         "shortened_passages": answer.shortened_passages, "truncated_rows": int(bool(answer.truncated_characters)),
@@ -343,16 +414,19 @@ def overflows(answer: Answer) -> dict[str, int]:
 
 
 def _write(
-    artifact: Artifact, batch: Sequence[tuple[Record, Record]], columns: AnswerColumns, target: IO[str], skip: int
-) -> list[Answer]:
+    artifact: Artifact, batch: Sequence[tuple[Record, Record]], columns: AnswerColumns, target: IO[str], skip: int,
+    failed: FailedRows,
+) -> list[Answer | str]:  # fmt: skip
     """Answer a batch, and write its answers to disk except the first `skip`."""
     shape = artifact.signature
     examples = [read_row(whole.values, shape.inputs, shape.kind, whole.source) for _, whole in batch]
-    answers = artifact.answer(examples)[skip:]
+    answers = answer_batch(artifact, examples)[skip:]
     lines = [
         json_text(columns.values(artifact, record, answer)) + "\n"
         for (record, _), answer in zip(batch[skip:], answers, strict=True)
     ]
+    for line in lines:
+        failed.see(line)
     if target is sys.stdout or isinstance(target, _JsonList):
         target.writelines(lines)
         target.flush()
@@ -433,8 +507,8 @@ def _private(file: str, flags: int) -> int:
     return os.open(file, flags, 0o600)  # answers are as private as their rows
 
 
-def _whole_lines(target: IO[str]) -> int:
-    """Count the complete lines of a file and cut off an incomplete last one."""
+def _whole_lines(target: IO[str], failed: FailedRows) -> int:
+    """Count the complete lines of a file, and those that failed; cut off an incomplete last one."""
     count = end = 0
     with open(target.fileno(), "rb", closefd=False) as lines:
         lines.seek(0)
@@ -442,6 +516,7 @@ def _whole_lines(target: IO[str]) -> int:
             if not line.endswith(b"\n"):
                 break
             count, end = count + 1, end + len(line)
+            failed.see(line.decode())
     target.truncate(end)
     target.seek(end)
     return count

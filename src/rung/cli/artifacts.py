@@ -11,10 +11,11 @@ from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError
+from rung.errors import ConfigError, ThresholdError
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
@@ -153,7 +154,7 @@ def predict(
     workers: options.Workers = None, on: options.On = None, jobs: options.Jobs = None,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Answer every row of a file and write the rows with their answers, in their order; memory stays flat."""
+    """Answer every row of a file and write the rows with their answers, in their order; exit 1 if some have none."""
     from rung.artifact.files import fingerprint
     from rung.artifact.predict_file import origin_file, predict_file
     from rung.data.tables import TABLES, lines_file, write_table
@@ -191,11 +192,13 @@ def predict(
         render.note(f"{data} is read as: {done.format}")
     if (name := done.columns.name("output")) != "output":
         render.note(f"the rows have a column 'output', so the answers are in the column {name!r}")
-    if out is not None and json:
+    if whole := out is not None and json:
         counts = {name: value for name, value in asdict(done).items() if name not in ("format", "columns")}
         render.print_json({**counts, "out": str(out), "format": done.format, "answer_column": name})
-    elif out is not None or done.overflow_rows:
+    if done.error_rows or (not whole and (out is not None or done.overflow_rows)):
         render.note(f"{done}{'' if out is None else f': {out}'}")
+    if done.error_rows:
+        raise typer.Exit(ThresholdError.exit_code)
     if not json and not quiet and out is not None:
         render.note(f"Next: {shlex.join(('rung', 'serve', str(artifact)))}")
 

@@ -81,7 +81,7 @@ All commands: rung --help"""
 
 
 def main() -> None:
-    """Run the command; an error ends with its exit code: 1 bar, 2 usage, 3 machine, 75 preempted, 130 interrupted."""
+    """Run the command; errors end with exit codes: 1 bar or rows, 2 usage, 3 machine, 75 preempted, 130 interrupted."""
     _use_utf8()
     try:
         try:

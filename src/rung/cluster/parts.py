@@ -7,8 +7,7 @@
 The last two are below `--jobs` where it is given, in a folder for this OUT.
 
 Whatever runs the parts, they are the same, so that another executor finishes what one began. At the end they are joined
-in order to the file that `rung predict` writes in one process. A row on which the artifact fails becomes a record with
-`error`; where it fails on all rows of a batch, the cause is not a row, and the part fails.
+in order to the file that `rung predict` writes in one process.
 """
 
 from __future__ import annotations
@@ -23,11 +22,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import (
     BATCH,
     AnswerColumns,
+    Asked,
+    FailedRows,
     Predicted,
+    answer_batch,
     ask,
     check_origin,
     only_writer,
@@ -41,7 +42,7 @@ from rung.data.cells import json_text
 from rung.data.examples import read_inputs
 from rung.data.rows import Example, Record, example_id, hash_of
 from rung.data.sources import FileFormat
-from rung.errors import ConfigError, MachineError, RungError
+from rung.errors import ConfigError, MachineError
 from rung.models.files import replacing, write_atomically
 from rung.progress import QUIET, Progress
 from rung.yamlfile import read_object
@@ -88,7 +89,7 @@ def predict_in_parts(
     if out.exists():  # an earlier run joined the parts, and was killed before it had removed them
         check_origin(out, origin_file(out), origin, resume=True)
         _clean_up(home, place, progress)
-        return replace(Predicted(asked.total, 0), format=asked.form.describe(), columns=asked.columns)
+        return _told(Predicted(asked.total, 0), asked, out)
     check_origin(home, noted, origin, resume=resume)
     dispatcher = Dispatcher(executor, place)
     home.mkdir(parents=True, exist_ok=True)
@@ -111,11 +112,16 @@ def predict_in_parts(
     if answered != asked.total:
         raise MachineError("internal-error", f"{answered} of {asked.total} rows are in {out}")
     _clean_up(home, place, progress)
-    return replace(
-        Predicted(asked.total, run.answered, **dict[str, Any](run.counts)),
-        format=asked.form.describe(),
-        columns=asked.columns,
-    )
+    return _told(Predicted(asked.total, run.answered, **dict[str, Any](run.counts)), asked, out)
+
+
+def _told(done: Predicted, asked: Asked, out: Path) -> Predicted:
+    """The counts of a run with what its file tells: the rows that failed, also in earlier runs."""
+    failed = FailedRows(asked.columns)
+    with out.open(encoding="utf-8") as lines:
+        for line in lines:
+            failed.see(line)
+    return replace(failed.told(done), format=asked.form.describe(), columns=asked.columns)
 
 
 def _clean_up(home: Path, place: Storage, progress: Progress) -> None:
@@ -227,30 +233,9 @@ def answer_part(
     with out.open("w", encoding="utf-8") as target:
         while batch := [json.loads(line) for line in islice(lines, BATCH)]:
             examples = [Example(example_id(inputs), inputs, (), source) for source, inputs, _ in batch]
-            for (source, _, kept), answer in zip(batch, _answers(artifact, examples), strict=True):
-                if isinstance(answer, Answer):
-                    counts.update(overflows(answer))
-                    values = columns.answered(artifact, answer)
-                else:
-                    counts["error_rows"] += 1
-                    values = {"output": None, "confidence": None, "error": answer}
-                target.write(json_text(columns.joined(source, kept, values)) + "\n")
+            for (source, _, kept), answer in zip(batch, answer_batch(artifact, examples), strict=True):
+                counts.update(overflows(answer))
+                target.write(json_text(columns.joined(source, kept, columns.answered(artifact, answer))) + "\n")
             counts["rows"] += len(batch)
             progress.advance(len(batch))
     return dict(counts)
-
-
-def _answers(artifact: Artifact, examples: Sequence[Example]) -> Sequence[Answer | str]:
-    """Answer a batch; where that fails, each row by itself, with the error of those that fail."""
-    try:
-        return artifact.answer(examples)
-    except (RungError, ValueError) as error:
-        found: list[Answer | str] = []
-        for example in examples:
-            try:
-                found += artifact.answer([example])
-            except (RungError, ValueError) as own:
-                found.append(f"{own} [{own.code}]" if isinstance(own, RungError) else f"{type(own).__name__}: {own}")
-        if len(examples) > 1 and not any(isinstance(each, Answer) for each in found):
-            raise error  # an endpoint that is down, a model that cannot run: no row is to blame
-        return found

@@ -87,7 +87,7 @@ def _flat(
     rest = {column: value for column, value in values.items() if column not in (*head, name("output"))}
     for number, each in enumerate(rest.pop(name("top"), []), start=1):
         rest[name(f"top_{number}")], rest[name(f"top_{number}_probability")] = each["label"], each["probability"]
-    record = _record(output) if records else None
+    record = {} if records and output is None else _record(output) if records else None  # None: a row that failed
     fields = {name("output"): output} if record is None else {_field(key, name): each for key, each in record.items()}
     return {**head, **fields}, rest
 
