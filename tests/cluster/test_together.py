@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import pytest
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
-from rung.cluster.job import Job, Storage, result_of
+from rung.cluster.job import Job, Storage, error_of, result_of
 from rung.cluster.worker import run_job
 from rung.task import Task
 
@@ -62,6 +63,31 @@ def test_processes_join_only_for_what_they_can_train_together(job, tmp_path, mon
         run_job(written(fit, tmp_path))
         assert (result_of(Storage(fit.out)) is not None) == (together or rank == "0")
     assert worlds == ([1, 0] if together else [])
+
+
+def test_a_process_without_the_files_ends_all_of_them(job, small_task_file, tmp_path):
+    """The task file has a relative path, so the second process, in another folder, does not find it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = written(job.model_copy(update={"task": small_task_file.name}), tmp_path)
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "rung", "worker", uri], cwd=folder, text=True,
+            stderr=subprocess.PIPE, env=os.environ | told | {"RANK": str(rank), "RUNG_CACHE": str(tmp_path / "cache")},
+        )
+        for rank, folder in enumerate((small_task_file.parent, tmp_path))
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [3, 2], errors
+    assert "error[processes-apart]" in errors[0]
+    assert "error[no-such-file]" in errors[1]
+    assert error_of(Storage(job.out), 1)["error"]["code"] == "no-such-file"  # and not what followed from it
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +31,12 @@ from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.engines.opening import machine_id
-from rung.errors import MachineError, RungError
+from rung.errors import ConfigError, MachineError, RungError
 from rung.evaluation.scoring import evaluate
 from rung.models.cache import cache_dir, training_in
 from rung.progress import QUIET, Progress
-from rung.rungs import build
-from rung.rungs.base import Rung, with_settings
+from rung.rungs import build, registered
+from rung.rungs.base import REGISTERED, Rung, with_settings
 from rung.task import Task
 from rung.training.distributed import current, joined, launched
 from rung.user_code import HOSTS
@@ -66,13 +66,18 @@ def run_job(uri: str) -> str:
 
 
 def _trains_together(job: Job) -> bool:
-    """Whether several processes can do the job together: the rung of a fit says so, and a trial also races."""
+    """Whether several processes can do the job together: the class of a fit's rung says so, and a trial also races.
+
+    No file is read that one process may lack and another have. A process that does not know the rung joins
+    the others all the same: the error that it meets then ends all of them.
+    """
     if job.kind != "fit":
         return False
-    try:
-        return _rung_of(job, Task.load(job.task, dict(job.overrides))).trains_together
-    except Exception:  # the first process meets the same error, and leaves it in the job's folder
-        return False
+    with suppress(ConfigError):  # met again in `_run`
+        registered()
+    # The name of a variant begins with that of its rung.
+    named = [name for name in REGISTERED if f"{job.rung}-".startswith(f"{name}-")]
+    return not named or REGISTERED[max(named, key=len)].rung_type.trains_together
 
 
 def _run_unless_done(job: Job) -> str:
