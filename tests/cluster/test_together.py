@@ -1,19 +1,29 @@
-"""A job of the kind fit in several processes: they train together, and one of them writes."""
+"""A job of the kind fit: several processes train together and one of them writes; a signal ends it for a while."""
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
+from typer.testing import CliRunner
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
+from rung.cli.main import app
+from rung.cluster import executor as executor_module
+from rung.cluster.executor import Dispatcher
 from rung.cluster.job import Job, Storage, error_of, result_of
+from rung.cluster.processes import Inline
 from rung.cluster.worker import run_job
+from rung.errors import PreemptedError
+from rung.models.cache import cache_dir
 from rung.task import Task
+from rung.training.loop import _Run
 
 
 @pytest.fixture
@@ -88,6 +98,102 @@ def test_a_process_without_the_files_ends_all_of_them(job, small_task_file, tmp_
     assert "error[processes-apart]" in errors[0]
     assert "error[no-such-file]" in errors[1]
     assert error_of(Storage(job.out), 1)["error"]["code"] == "no-such-file"  # and not what followed from it
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """A signal comes in each of these steps of a training."""
+
+    def step(run, batch):
+        if run.result.steps + 1 in steps:
+            steps.remove(run.result.steps + 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, batch)
+
+    steps, real = list[int](), _Run._step
+    monkeypatch.setattr(_Run, "_step", step)
+    return steps
+
+
+class Apart(Inline):
+    """Runs jobs as `rung worker` does, each on another machine, and notes what they ended with."""
+
+    inside = False
+
+    def __init__(self):
+        super().__init__()
+        self.ends = []
+
+    def submit(self, uri, resources):
+        for copy in (cache_dir() / "training").glob("job-*"):  # of a state that is elsewhere
+            shutil.rmtree(copy)
+        try:
+            self.ends.append(run_job(uri))
+        except PreemptedError as error:
+            self.ends.append(error.message)
+        self._ended.append(uri)
+
+
+@pytest.mark.parametrize("place", ["", "memory://preempted"])
+def test_a_lone_worker_that_is_preempted_keeps_its_training_and_the_next_attempt_goes_on(
+    job, tmp_path, monkeypatch, signals, place
+):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    long = job.model_copy(update={"settings": {**job.settings, "epochs": 4, "batch_size": 4}, "options": {"key": "a"}})
+    plain = Dispatcher(Inline(), Storage(tmp_path / "plain"))
+    key = plain.send(long)
+    plain.wait([key])
+    whole = plain.result(key)
+    jobs, executor = Storage(place or tmp_path / "jobs"), Apart()
+
+    signals += [3, 5, 6]
+    dispatcher = Dispatcher(executor, jobs)
+    key = dispatcher.send(long)
+    dispatcher.wait([key])
+    result = dispatcher.result(key)
+    assert [end.partition(" of ")[0] for end in executor.ends[:3]] == [
+        f"a signal ended the training after step {step}" for step in (3, 5, 6)
+    ]
+    assert result.folder.startswith("attempt-4-")
+    assert {name: sha for name, sha in result.sha256.items() if "adapter" in name} == {
+        name: sha for name, sha in whole.sha256.items() if "adapter" in name
+    }
+    jobs.remove()
+
+
+def test_preemptions_are_neither_losses_nor_failures_and_have_an_end(job, tmp_path, monkeypatch, signals):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(executor_module, "PREEMPTIONS", 2)
+    executor = Apart()
+    signals += [1, 2, 3]
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job.model_copy(update={"settings": {**job.settings, "batch_size": 2}}))
+    dispatcher.wait([key])
+    assert len(executor.ends) == 3
+    with pytest.raises(PreemptedError) as caught:
+        dispatcher.result(key)
+    assert caught.value.exit_code == 75
+
+
+def test_a_worker_that_is_preempted_says_so_and_a_worker_process_still_gives_up(job, tmp_path, monkeypatch, signals):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    signals.append(1)
+    ended = CliRunner().invoke(app, ["worker", written(job, tmp_path)])
+    assert isinstance(ended.exception, PreemptedError)
+    assert "its state is kept" in str(ended.exception)
+    assert error_of(Storage(job.out), 1)["error"]["code"] == "preempted"
+    assert list((tmp_path / "cache" / "training").glob("*/step-00000001"))
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as worker processes have it between two jobs
+    try:
+        real = _Run._step
+        monkeypatch.setattr(
+            _Run, "_step", lambda run, batch: (os.kill(os.getpid(), signal.SIGUSR1), real(run, batch))[1]
+        )
+        run_job(written(job.model_copy(update={"attempt": 2}), tmp_path))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert result_of(Storage(job.out)) is None
+    assert error_of(Storage(job.out), 2) is None
 
 
 @pytest.mark.slow

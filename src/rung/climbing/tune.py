@@ -23,7 +23,7 @@ from rung.climbing.budget import TimeUp
 from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
 from rung.engines.api_options import ApiBudget
-from rung.errors import ConfigError, EngineError, RungError, needed_by
+from rung.errors import ConfigError, EngineError, PreemptedError, RungError, needed_by
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction
@@ -205,7 +205,7 @@ def race_trial(
         artifact = rung_.fit(zero, data, progress=progress)
         return ended(artifact, *_race(artifact, data, earlier, progress))
     except RungError as error:  # such as divergence: a result of these settings
-        if isinstance(error, EngineError):
+        if isinstance(error, EngineError | PreemptedError):
             raise
         return ended(None, [], reason=f"{error} [{error.code}]")
 

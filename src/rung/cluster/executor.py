@@ -17,10 +17,11 @@ from typing import Any, Protocol
 from rung.climbing.options import REFUSED
 from rung.cluster.job import Job, Resources, Result, Storage, done, error_file, error_of, installation, result_of
 from rung.engines.api_options import ApiBudget, Spent
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, MachineError, PreemptedError
 from rung.worker_pipes import WorkerError, error_from_dict
 
 RETRIES = 3  # times that a job whose worker ended without a word is started again
+PREEMPTIONS = 100  # times that a job goes on whose machine was taken back: it is neither lost nor failed
 FINAL = ("not-trusted", "budget-spent")  # another attempt would end alike
 # Variables that every worker needs if this process has them: keys, and what answers are counted and allowed by.
 SAME = (
@@ -83,6 +84,7 @@ class _Task:
     uri: str = ""
     began: float = 0.0
     lost: int = 0
+    preempted: int = 0
     errors: list[Exception] = field(default_factory=list)
     result: Result | None = None
     failed: Exception | None = None
@@ -293,10 +295,16 @@ class Dispatcher:
             if code == "missing-extra" and record.get("installation") != installation():
                 hint = f"install the same extras on all workers, then run it again; the job is {task.uri}"
                 raise MachineError("worker-mismatch", f"a worker lacks a library: {error}", hint=hint) from error
-            if code in FINAL or str(error) in map(str, task.errors) or len(task.errors) >= RETRIES:
+            if isinstance(error, PreemptedError):
+                task.preempted += 1
+                if task.preempted > PREEMPTIONS:
+                    task.failed = error
+                    return
+            elif code in FINAL or str(error) in map(str, task.errors) or len(task.errors) >= RETRIES:
                 task.failed = error
                 return
-            task.errors.append(error)
+            else:
+                task.errors.append(error)
         task.job = task.job.model_copy(update={"attempt": task.job.attempt + 1})
         task.uri = ""
 

@@ -83,7 +83,7 @@ class Inline:
         """Run the job."""
         del resources
         with suppress(Exception):  # its folder has the error
-            run_job(uri)
+            run_job(uri, inside=True)
         self._ended.append(uri)
 
     def poll(self) -> Iterable[str]:

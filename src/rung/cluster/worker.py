@@ -31,14 +31,14 @@ from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget, Spent
 from rung.engines.opening import machine_id
-from rung.errors import ConfigError, MachineError, RungError
+from rung.errors import ConfigError, MachineError, PreemptedError, RungError
 from rung.evaluation.scoring import evaluate
 from rung.models.cache import cache_dir, training_in
 from rung.progress import QUIET, Progress
 from rung.rungs import build, registered
 from rung.rungs.base import REGISTERED, Rung, with_settings
 from rung.task import Task
-from rung.training.distributed import current, joined, launched
+from rung.training.distributed import World, current, joined, launched
 from rung.user_code import HOSTS
 from rung.worker_pipes import error_to_dict, serve
 
@@ -47,37 +47,40 @@ STOPPED = Limits(0.0, 0.0)
 CHOSEN = ("batch_size", "learning_rate")  # settings that a training may choose itself
 
 
-def run_job(uri: str) -> str:
+def run_job(uri: str, *, inside: bool = False) -> str:
     """Run a job unless it is done; return the address of its manifest.
 
     Where torchrun or srun has started several processes for it, they train together what can be trained so, and the
-    first one writes. It does all other jobs alone.
+    first one writes. It does all other jobs alone. SIGTERM and SIGUSR1 have a training keep its state and end, unless
+    the job runs `inside` the process that sent it, whose signals are its own.
 
     Raises:
-        RungError: it failed; its folder has the error, too.
+        PreemptedError: a signal ended the training; another attempt goes on from there.
+        RungError: it failed. Its folder has the error, too.
     """
     job, world = Job.read(uri), launched()
-    if world.alone:
+    if not world.alone and not (job.kind == "fit" and _says(job, "trains_together")):  # a trial also races
+        if not world.first:
+            return (Storage(job.out) / MANIFEST).uri
+        world = World()
+    if world.alone and (inside or not _says(job, "trains_weights")):
         return _run_unless_done(job)
-    if _trains_together(job):
-        with joined(world):
-            return _run_unless_done(job)
-    return _run_unless_done(job) if world.first else (Storage(job.out) / MANIFEST).uri
+    with joined(world):
+        return _run_unless_done(job)
 
 
-def _trains_together(job: Job) -> bool:
-    """Whether several processes can do the job together: the class of a fit's rung says so, and a trial also races.
+def _says(job: Job, what: str) -> bool:
+    """What the class of the job's rung says; no file is read that one process may lack and another have.
 
-    No file is read that one process may lack and another have. A process that does not know the rung joins
-    the others all the same: the error that it meets then ends all of them.
+    A process that does not know the rung joins the others all the same: the error that it meets then ends all of them.
     """
-    if job.kind != "fit":
+    if job.kind not in ("fit", "trial"):
         return False
     with suppress(ConfigError):  # met again in `_run`
         registered()
     # The name of a variant begins with that of its rung.
     named = [name for name in REGISTERED if f"{job.rung}-".startswith(f"{name}-")]
-    return not named or REGISTERED[max(named, key=len)].rung_type.trains_together
+    return not named or bool(getattr(REGISTERED[max(named, key=len)].rung_type, what))
 
 
 def _run_unless_done(job: Job) -> str:
@@ -269,10 +272,19 @@ def _kept_state(job: Job) -> Iterator[None]:
     folder = Path(place.path) if place.local else cache_dir() / "training" / f"job-{hash_of(place.uri, 16)}"
     if not place.local and current().first:
         place.get(folder)
-    with training_in(folder):
-        yield
-    if not place.local and current().first:
-        place.put(folder)
+
+    def put() -> None:
+        if not place.local and current().first:
+            place.put(folder)
+
+    try:
+        with training_in(folder):
+            yield
+    except PreemptedError:
+        put()
+        current().any(True)  # the others wait: torchrun ends the first process once another has ended
+        raise
+    put()
 
 
 def _rung_of(job: Job, task: Task) -> Rung:

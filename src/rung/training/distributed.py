@@ -288,6 +288,8 @@ _joined: list[World] = []
 def joined(world: World) -> Iterator[World]:
     """Join the other processes while the block runs; SIGTERM and SIGUSR1 ask the training to save its state and end.
 
+    A signal that the process ignores stays ignored.
+
     Processors talk through gloo, CUDA devices through NCCL. Where something else has joined them already, as Ray Train
     does, they talk as it has arranged. Signals come only to the main thread.
 
@@ -301,7 +303,8 @@ def joined(world: World) -> Iterator[World]:
         TrainingError: `processes-apart`: another process has ended, or cannot be reached.
     """
     numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda number, _frame: _stop.append(number)) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _frame: _stop.append(number)) for number in heard}
     try:
         if world.alone:
             yield world
