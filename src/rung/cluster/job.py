@@ -32,6 +32,7 @@ from rung.models.cache import file_sha256
 from rung.progress import Progress
 
 MANIFEST = "manifest.json"
+FLAT = {"s3", "s3a", "gs", "gcs", "az", "abfs"}  # stores without folders, where making one may make a bucket
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -160,7 +161,12 @@ class Storage:
                 self.uri = self.path = Path(self.uri).absolute().as_posix()
                 self.fs = filesystem("file")
             else:
-                self.fs, self.path = url_to_fs(self.uri)
+                try:
+                    self.fs, self.path = url_to_fs(self.uri)
+                except ImportError as missing:  # fsspec says what to install
+                    hint = "uv pip install 'rung[cluster]'" if self._scheme in ("s3", "s3a") else str(missing)
+                    problem = f"{self._scheme}:// needs a library that is not installed"
+                    raise MachineError("missing-extra", problem, hint=hint) from missing
 
     def __truediv__(self, name: str) -> Storage:
         return Storage(f"{self.uri.rstrip('/')}/{name}")
@@ -178,10 +184,18 @@ class Storage:
             except FileNotFoundError:
                 return None
 
+    @property
+    def _scheme(self) -> str:
+        return self.uri.partition("://")[0]
+
+    def _make_folder_of(self, path: str) -> None:
+        if self._scheme not in FLAT:
+            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+
     def write(self, text: str) -> None:
         """Write the file, whole or not at all."""
         with self._reached("written"):
-            self.fs.makedirs(posixpath.dirname(self.path), exist_ok=True)
+            self._make_folder_of(self.path)
             if not self.local:
                 self.fs.pipe_file(self.path, text.encode())
                 return
@@ -195,12 +209,13 @@ class Storage:
             for file in sorted(folder.rglob("*"), key=lambda each: (each == folder / MANIFEST, each)):
                 if file.is_file():
                     target = posixpath.join(self.path, file.relative_to(folder).as_posix())
-                    self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
+                    self._make_folder_of(target)
                     self.fs.put_file(str(file), target)
 
     def get(self, folder: Path) -> None:
         """Copy the files of the folder to one of this machine."""
         with self._reached("read"):
+            self.fs.invalidate_cache()
             for path in self.fs.find(self.path):
                 target = folder / posixpath.relpath(path, self.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -216,6 +231,7 @@ class Storage:
     def remove(self) -> None:
         """Remove the file or folder, if it exists."""
         with self._reached("removed"):
+            self.fs.invalidate_cache()
             if self.fs.exists(self.path):
                 self.fs.rm(self.path, recursive=True)
 
