@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,57 @@ def test_a_training_whose_node_is_lost_goes_on_elsewhere_to_the_same_weights(
     assert len(resumed.settings["lora"]["losses"]) == 72
     files = [made.weights.adapter / "adapter_model.safetensors" for made in (resumed, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+SLEEPS = """
+import sys, time
+from pathlib import Path
+from rung.cluster.ray_tasks import RayTasks
+
+def sleep(file):
+    Path(file).touch()
+    time.sleep(600)
+
+executor = RayTasks()
+executor._task = executor._ray.remote(max_retries=0)(sleep)
+executor.submit(sys.argv[1], executor.needs)
+time.sleep(600)
+"""
+
+
+def test_tasks_end_with_the_command_that_sent_them(nodes, tmp_path):
+    began = tmp_path / "began"
+    driver = subprocess.Popen([sys.executable, "-W", "ignore", "-c", SLEEPS, str(began)])
+    while not began.exists() and driver.poll() is None:
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    assert began.exists()
+    executor = open_executor("", "ray")
+    free = 0.0
+    for _ in range(1200):  # the task would hold the only place for ten minutes
+        if free := executor._ray.available_resources().get("CPU", 0.0):
+            break
+        time.sleep(0.05)
+    executor.close()
+    assert free == 1.0
+
+
+def test_a_file_whose_command_was_killed_goes_on_with_what_is_done(letters, letters_folder, nodes, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 1000), tmp_path / "out.jsonl"
+    words = ["predict", letters_folder, rows, "--out", out, "--on", "ray", "--quiet"]
+    driver = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "rung", *map(str, words)])
+    while len(list(parts_folder(out).glob("*/manifest.json"))) < 2 and driver.poll() is None:
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    executor = open_executor("", "ray")
+    made = predict_in_parts(
+        letters, letters_folder, rows, out, executor, fingerprint=fingerprint(letters_folder), resume=True
+    )  # fmt: skip
+    assert made.rows == 1000
+    assert 0 < made.answered < 1000
+    assert [line["id"] for line in lines_of(out)] == [str(i) for i in range(1000)]
 
 
 def test_a_task_is_ended_when_its_job_is_cancelled(nodes, tmp_path):
