@@ -16,6 +16,7 @@ import pytest
 
 from letters import write_rows
 from rung.artifact.files import fingerprint
+from rung.cluster import executor as executor_module
 from rung.cluster.executor import RETRIES, Dispatcher, worker_price
 from rung.cluster.job import MANIFEST, Job, Resources, Storage, error_of, fetch, hashes, result_of, shared
 from rung.cluster.processes import Inline, Processes, environments
@@ -300,6 +301,27 @@ class Held(Inline):
 
     def price(self, resources):
         return 3600.0  # 1 a second
+
+
+def test_places_that_come_later_are_used(job, tmp_path, monkeypatch):
+    class Grows(Held):
+        places = 1
+
+        def capacity(self, resources):
+            return self.places
+
+    monkeypatch.setattr(executor_module, "CAPACITY_SECONDS", 0.0)
+    executor = Grows()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    for seed in range(6):
+        dispatcher.send(job.model_copy(update={"seed": seed}))
+    started = [len(executor.started)]
+    for places in (3, 2, 4):
+        executor.places = places
+        dispatcher.step()
+        started.append(len(executor.started))
+    assert started == [1, 3, 3, 4]  # what runs goes on where there are fewer
+    dispatcher.close()
 
 
 @pytest.fixture

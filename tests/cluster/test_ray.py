@@ -18,6 +18,7 @@ from letters import lines_of, write_rows
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.predict_file import Predicted, parts_folder
+from rung.cluster import executor as executor_module
 from rung.cluster.executor import Dispatcher
 from rung.cluster.job import Job, Resources, Storage
 from rung.cluster.parts import predict_in_parts
@@ -190,6 +191,23 @@ def test_a_training_whose_node_is_lost_goes_on_elsewhere_to_the_same_weights(
     assert len(resumed.settings["lora"]["losses"]) == 72
     files = [made.weights.adapter / "adapter_model.safetensors" for made in (resumed, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_places_that_a_cluster_gets_later_are_used(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor_module, "CAPACITY_SECONDS", 0.0)
+    asked = Dispatcher(open_executor("3", "ray"), Storage(tmp_path / "asked"))
+    assert asked.slots == 3  # whatever is there
+    asked.close()
+    dispatcher = Dispatcher(open_executor("", "ray"), Storage(tmp_path / "jobs"))
+    assert dispatcher.slots == 1
+    node = nodes.add_node(num_cpus=1, **NODE)
+    for _ in range(600):
+        dispatcher.step()
+        if dispatcher.slots == 2:
+            break
+    assert dispatcher.slots == 2
+    dispatcher.close()
+    nodes.remove_node(node)
 
 
 SLEEPS = """

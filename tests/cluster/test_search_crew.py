@@ -60,7 +60,15 @@ def test_trials_run_at_once_and_the_best_one_is_kept_and_compared(free_task_file
     assert found.trials[0].score == alone.trials[0].score
 
 
-def test_workers_answer_the_test_rows_of_the_comparison_each_once(free_task_file, tmp_path, monkeypatch):
+class Grows(Places):
+    """Has more places once it has answered rows."""
+
+    def capacity(self, resources):
+        return 4 if self.others else 2
+
+
+@pytest.mark.parametrize("kind", [Places, Grows])
+def test_workers_answer_the_test_rows_of_the_comparison_each_once(free_task_file, tmp_path, monkeypatch, kind):
     def better(zero, data, rung_, earlier, progress):
         """The defaults are never the best, so that there is a comparison."""
         raced = races(zero, data, rung_, earlier, progress)
@@ -68,7 +76,8 @@ def test_workers_answer_the_test_rows_of_the_comparison_each_once(free_task_file
 
     races = tune_module.race_trial
     monkeypatch.setattr("rung.cluster.worker.race_trial", better)
-    executor = Places()
+    monkeypatch.setattr("rung.cluster.executor.CAPACITY_SECONDS", 0.0)
+    executor = kind()
     found = search(free_task_file, tmp_path, executor, trials=4)
     assert found.best > 0
     answered = [(artifact, name) for kind, split, artifact, *ids in executor.others for name in ids]

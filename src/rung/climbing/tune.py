@@ -315,7 +315,7 @@ class _Search:
                     continue
                 running[trial.number] = trial
                 self.crew.start(trial.number, settings, earlier)
-                if len(running) == self.crew.workers:
+                if len(running) >= self.crew.workers:
                     break
             if self.crew is None:
                 return

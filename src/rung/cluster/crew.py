@@ -226,6 +226,7 @@ class SearchCrew(_Crew):
         address = shared(self._storage, base, own)
         change = {"kind": "trial", "rung": rung, "held_out": True, "artifact": address, "artifact_fingerprint": own}
         self._job = self._job.model_copy(update=change)
+        self._cuts: dict[str, list[tuple[str, ...]]] = {}  # by artifact, the test rows of each job
         self._numbers: dict[str, list[int]] = {}  # by job, the trials that run; equal settings may make one job
         self._finished = [job for job, _ in self._found() if job.settings]
 
@@ -291,9 +292,8 @@ class SearchCrew(_Crew):
         own = fingerprint(folder)
         change = {"kind": "answer", "rung": "", "split": "test", "artifact": shared(self._storage, folder, own)}
         job = self._job.model_copy(update=change | {"artifact_fingerprint": own})
-        return [
-            self._dispatcher.send(job.model_copy(update={"ids": part}), ahead=ahead) for part in self._cut(ids, 2)
-        ]  # fmt: skip
+        cut = self._cuts.setdefault(own, list(self._cut(ids, 2)))  # as before, though there are more workers now
+        return [self._dispatcher.send(job.model_copy(update={"ids": part}), ahead=ahead) for part in cut]
 
     def answers(self, folder: Path, ids: Sequence[str], progress: Progress) -> list[Prediction]:
         """Wait for the answers to test rows."""

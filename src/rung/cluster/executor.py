@@ -30,6 +30,7 @@ SAME = (
 )  # fmt: skip
 PRICE = "RUNG_WORKER_PRICE"  # money for an hour of a worker of another machine
 SHORTEST, LONGEST = 0.005, 0.05  # seconds between two looks, growing
+CAPACITY_SECONDS = 5.0  # between two looks at how many places there are: a cluster may grow
 
 
 class Executor(Protocol):
@@ -101,7 +102,7 @@ class Dispatcher:
     def __init__(self, executor: Executor, place: Storage, environment: tuple[str, ...] | None = None) -> None:
         self.executor, self.place, self.resources = executor, place, executor.needs
         self.environment = tuple(filter(os.environ.get, SAME)) if environment is None else environment
-        self.slots = max(1, executor.capacity(self.resources))
+        self._look_at_capacity()
         self.busy = 0.0  # seconds that workers were, in what has ended
         self.money_left: Callable[[], float] = lambda: float("inf")  # of a budget; every job may take its share of it
         self.seconds_left: Callable[[], float] = lambda: float("inf")  # of a budget, all of which every job may take
@@ -111,6 +112,10 @@ class Dispatcher:
         self._given_up = Counter[str]()  # cancelled jobs that the executor has not told as ended
         self._ending: dict[str, Job] = {}  # the same, by their files
         place.probe()
+
+    def _look_at_capacity(self) -> None:
+        self.slots = max(1, self.executor.capacity(self.resources))
+        self._looked = time.monotonic()
 
     # ---- sending
 
@@ -232,6 +237,8 @@ class Dispatcher:
     def _pump(self) -> bool:
         """Take in what has ended, and start what may start; say whether anything did."""
         moved = False
+        if time.monotonic() - self._looked >= CAPACITY_SECONDS:
+            self._look_at_capacity()
         for uri in self.executor.poll():
             if self._given_up[uri]:  # the same job may have been sent again meanwhile
                 self._given_up[uri] -= 1

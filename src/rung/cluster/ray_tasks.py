@@ -25,7 +25,8 @@ class RayTasks:
     Args:
         address: `ray://HOST:PORT`; empty for the cluster that RAY_ADDRESS names (`auto`: one that runs here), else one
             that is started on this machine.
-        count: the most tasks at once; None for as many as the cluster has places.
+        count: the tasks that are sent at once; those without a place wait in Ray, whose autoscaler sees them. None for
+            as many as the cluster has places.
     """
 
     inside = False
@@ -73,7 +74,7 @@ class RayTasks:
                 self._ray.cancel(task, force=True)
 
     def capacity(self, resources: Resources) -> int:
-        """The places of the cluster as it is now, at most as many as were asked for."""
+        """As many as were asked for, also where the cluster has to grow for them; else its places as it is now."""
         if self._count is not None:
             return self._count
         total = self._ray.cluster_resources()
