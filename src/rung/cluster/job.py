@@ -60,13 +60,12 @@ Address = Annotated[str, AfterValidator(_without_password)]
 
 
 class Resources(BaseModel):
-    """What a job needs, or all workers together have: cores, GPUs, bytes of memory (0: not stated)."""
+    """What a job needs: cores and GPUs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpus: float = 1
     gpus: float = 0
-    memory_bytes: int = 0
 
 
 class Job(BaseModel):
@@ -80,7 +79,6 @@ class Job(BaseModel):
         task_fingerprint, data_fingerprint, artifact_fingerprint: what the worker must find; empty: not compared. The
             data are those of the task, or the rows of the part.
         version: the version of Rung that must do it.
-        engine: the engine that must run the artifact's model.
         artifact: the folder of the artifact to start from or to answer with, or of the result of the job that makes it.
         rung, settings, fold, seed: what is fitted, without the rows of which fold.
         split, ids: the rows of the task to answer.
@@ -103,7 +101,6 @@ class Job(BaseModel):
     artifact: Address = ""
     artifact_fingerprint: str = ""
     version: str = __version__
-    engine: str = ""
     rung: str = ""
     settings: Mapping[str, Any] = {}
     fold: int | None = None

@@ -52,8 +52,8 @@ class RayTasks:
 
     def submit(self, uri: str, resources: Resources) -> None:
         """Send a task with the resources of the job."""
-        needs = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes or None}
-        self._running[self._task.options(**needs).remote(uri)] = uri
+        task = self._task.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+        self._running[task.remote(uri)] = uri
 
     def poll(self) -> Iterable[str]:
         """The jobs whose task has returned, failed, or lost its node."""

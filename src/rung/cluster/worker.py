@@ -230,8 +230,6 @@ def _artifact_of(job: Job) -> Iterator[Artifact]:
         loaded = _loaded(str(folder), own)
         if job.artifact_fingerprint not in ("", own):
             raise _mismatch(f"the artifact in {job.artifact} is another than when the job was made")
-        if job.engine and loaded.engine not in (job.engine, "auto"):
-            raise _mismatch(f"the job is for the engine {job.engine}, and its artifact for {loaded.engine}")
         yield loaded
 
 
