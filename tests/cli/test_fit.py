@@ -44,7 +44,11 @@ def test_what_one_process_does_is_refused_in_several(command, monkeypatch, tmp_p
     for refused in (["climb", command[1]], ["tune", command[1]]):
         with pytest.raises(ConfigError, match="would run once in each process"):
             run(*refused)
+    with pytest.raises(ConfigError, match="--devices 2 has no effect in the 2 processes that torchrun or srun started"):
+        run(*command, "--devices", "2")
     monkeypatch.delenv("RANK")
+    with pytest.raises(ConfigError, match="--devices 2 has no effect with --slurm"):
+        run(*command, "--devices", "2", "--slurm", "1x2")
     with pytest.raises(ConfigError, match="NODESxDEVICES"):
         run(*command, "--slurm", "8")
 

@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from crews import RUNGS, SPEED, report_of, run, without_times
+from rung.cli.main import app
 from rung.climbing.budget import NO_LIMITS, Budget, Limits, TimeUp
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
@@ -22,7 +24,7 @@ from rung.climbing.store import RunStore
 from rung.cluster.crew import ClimbCrew
 from rung.cluster.job import Storage
 from rung.cluster.processes import Inline, Processes
-from rung.errors import MachineError
+from rung.errors import ConfigError, MachineError
 from rung.models.cache import cache_dir
 from rung.progress import QUIET
 from rung.rungs import build
@@ -68,6 +70,31 @@ class Records(Inline):
 
     def capacity(self, resources):
         return 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--workers", "none"], "bad-option"),
+        (["--jobs", "jobs"], "bad-option"),
+        (["--on", "srun rung worker", "--workers", "2"], "bad-option"),
+        (["--on", "srun rung worker {job}"], "bad-option"),
+        (["--workers", "2", "--jobs", "ftp://me:secret@host/x"], "bad-option"),
+        (["--track", "paper"], "unknown-name"),
+    ],
+)
+def test_a_plan_refuses_the_options_that_its_climb_refuses(free_task_file, words, code):
+    failed = CliRunner().invoke(app, ["climb", str(free_task_file), "--plan", *words])
+    assert isinstance(failed.exception, ConfigError)
+    assert failed.exception.code == code
+
+
+def test_a_plan_says_that_its_times_are_for_one_process(free_task_file, tmp_path):
+    command = ["climb", str(free_task_file), "--plan", "--json", "--rungs", "majority", "--out", str(tmp_path)]
+    plans = [json.loads(CliRunner().invoke(app, [*command, *more]).stdout) for more in ([], ["--workers", "2"])]
+    assert plans[1]["notes"] == [
+        *plans[0]["notes"], "these times are for one process; workers share the work, so the climb takes less"
+    ]  # fmt: skip
 
 
 def test_what_is_done_ahead_changes_nothing_and_nothing_is_done_twice(free_task_file, alone, tmp_path):

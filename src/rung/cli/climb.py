@@ -67,16 +67,19 @@ def climb(
 
     _alone("climb")
     loaded = options.load_task(task, sets, runs=not plan)
+    tracker = _tracker(track)
     crew = None if plan else options.crew(workers, on, jobs)
     how = options.climb_options(
         budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume, crew=crew
     )  # fmt: skip
     if plan:
+        several = options.wants_workers(workers, on, jobs)
         rows, notes = plan_rows(loaded, how)
+        if several:
+            notes.append("these times are for one process; workers share the work, so the climb takes less")
         then = f"rung {_again('--plan')}"
         render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes), then=then)
         return
-    tracker = _tracker(track)
     try:
         done = climb(loaded, progress=options.progress(quiet), options=how)
     except KeyboardInterrupt:
@@ -130,7 +133,9 @@ def fit(
     base: Annotated[
         Path | None, Option(help="The artifact to put it on; default: zero-shot.", metavar="ARTIFACT")
     ] = None,
-    devices: Annotated[int, Option(min=1, help="Processes that train together, one for each device.")] = 1,
+    devices: Annotated[
+        int | None, Option(min=1, help="Processes that train together, one for each device; default: 1.")
+    ] = None,
     slurm: Annotated[
         str | None, Option(help="Only print the batch script for Slurm.", metavar="NODESxDEVICES")
     ] = None,
@@ -140,14 +145,17 @@ def fit(
     """Make one artifact with one rung, without measuring it; torchrun and srun start it in several processes."""
     from rung.training.distributed import joined, launch, launched, slurm_script
 
+    world = launched()
+    if devices is not None and (slurm is not None or not world.alone):
+        why = "with --slurm" if slurm is not None else f"in the {world.size} processes that torchrun or srun started"
+        raise ConfigError("bad-option", f"--devices {devices} has no effect {why}", hint="leave --devices out")
     if slurm is not None:
         nodes, times, each = slurm.partition("x")
         if not (times and nodes.isdecimal() and each.isdecimal() and int(nodes) and int(each)):
             raise ConfigError("bad-option", f"--slurm {slurm!r} is not NODESxDEVICES", hint="write --slurm 2x8")
-        render.say(slurm_script(int(nodes), int(each), f"rung {_again('--slurm', '--devices')}"))
+        render.say(slurm_script(int(nodes), int(each), f"rung {_again('--slurm')}"))
         return
-    world = launched()
-    if devices > 1 and world.alone:
+    if devices is not None and devices > 1:
         raise typer.Exit(launch(devices, shlex.split(_again("--devices"))))
     try:
         with joined(world):

@@ -268,15 +268,26 @@ def only_with(needed: str, there: object, **given: object) -> None:
             raise ConfigError("bad-option", f"{option} has no effect without {needed}", hint=hint)
 
 
-def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
-    """Open what `--workers` and `--on` name; None without them, for this process alone."""
-    only_with("--workers or --on", workers is not None or on is not None, jobs=jobs)
-    if workers is None and on is None:
-        return None
+def wants_workers(workers: str | None, on: str | None, jobs: str | None) -> bool:
+    """Whether the options name workers; raise ConfigError where one of them is wrong."""
+    wanted = workers is not None or on is not None
+    only_with("--workers or --on", wanted, jobs=jobs)
+    if not wanted:
+        return False
     from rung.cluster.job import refuse_password
-    from rung.cluster.processes import open_executor
+    from rung.cluster.processes import count_workers
 
     refuse_password(jobs or "")
+    count_workers(workers or "", on or "")
+    return True
+
+
+def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
+    """Open what `--workers` and `--on` name; None without them, for this process alone."""
+    if not wants_workers(workers, on, jobs):
+        return None
+    from rung.cluster.processes import open_executor
+
     return open_executor(workers or "", on or "")
 
 

@@ -37,29 +37,37 @@ def open_executor(workers: str = "", on: str = "") -> Executor:
         ConfigError: `bad-option`.
         MachineError: `missing-extra`: Ray is not installed.
     """
-    count = _count(workers, on)
-    if on == "ray" or on.startswith("ray://"):
+    count = count_workers(workers, on)
+    if _is_ray(on):
         from rung.cluster.ray_tasks import RayTasks
 
         return RayTasks(on.removeprefix("ray") and on, count)
     if on:
+        assert count is not None
+        return Commands(on, count)
+    return Inline() if count == 1 else Processes(count or len(devices()) or len(own_cores()))
+
+
+def count_workers(workers: str, on: str) -> int | None:
+    """The number in `--workers`, or None for all that there are; raise ConfigError where it or `--on` is wrong."""
+    count = None
+    if workers not in ("", "auto"):
+        if not workers.isdecimal() or not 1 <= int(workers) <= 10_000:
+            where = " with --on" if on else ""
+            raise ConfigError("bad-option", f"--workers {workers!r}{where}", hint="give a number from 1, or auto")
+        count = int(workers)
+    if on and not _is_ray(on):
         if JOB not in on:
             hint = "write `ray`, `ray://HOST:10001`, or a command such as --on 'srun rung worker {job}'"
             raise ConfigError("bad-option", f"--on {on!r} has no {JOB}", hint=hint)
         if count is None:
             hint = "say how many jobs may run at once: --workers 8"
             raise ConfigError("bad-option", "--on with a command needs --workers", hint=hint)
-        return Commands(on, count)
-    return Inline() if count == 1 else Processes(count or len(devices()) or len(own_cores()))
+    return count
 
 
-def _count(workers: str, on: str) -> int | None:
-    if workers in ("", "auto"):
-        return None
-    if not workers.isdecimal() or not 1 <= int(workers) <= 10_000:
-        where = " with --on" if on else ""
-        raise ConfigError("bad-option", f"--workers {workers!r}{where}", hint="give a number from 1, or auto")
-    return int(workers)
+def _is_ray(on: str) -> bool:
+    return on == "ray" or on.startswith("ray://")
 
 
 def devices() -> list[str]:
