@@ -13,6 +13,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,9 +32,50 @@ from rung.models.hub import first_line
 
 VERSION = 1  # of the trials: raise it with each change, so that models are tried again
 TRIED = ("together", "apart", "plain")  # plain: apart, and with plain attention
-ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+SCANS = ("NemotronHMamba2Mixer", "Zamba2MambaMixer")  # layers whose scan without its own kernels is wrong
+STATELESS = ("GraniteMoeHybridModel", "GraniteMoeHybridForCausalLM")  # without Mamba layers
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by decoder: also found through a wrapper (PEFT)
 _CACHED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether a step with the model's cache is exact
+
+
+def mend(model: Any) -> None:
+    """Let a model compute what its maker's code does, where this transformers computes something else.
+
+    - Without Mamba's own kernels, the states of Nemotron-H and Zamba 2 are summed over the wrong chunks: in a row of
+      several chunks, a token reads what follows it. The layers of Bamba are the same, and compute what the kernels do.
+    - OLMo 3 scales the rotary embeddings of its layers without a window only (transformers' pull request 45945).
+    - Granite 4 without Mamba layers has no state, and needs no cache for one.
+    """
+    for module in model.modules():
+        if type(module).__name__ in SCANS:
+            from transformers.models.bamba.modeling_bamba import BambaMixer
+
+            module.torch_forward = MethodType(BambaMixer.torch_forward, module)
+            module.time_step_limit = module.time_step_limit or (0.0, math.inf)  # as the kernels read None
+        elif type(module).__name__ == "Olmo3Model" and hasattr(module, "rotary_emb"):
+            _keep_windows_unscaled(module)
+        elif type(module).__name__ in STATELESS and "mamba" not in module.config.layer_types:
+            module._is_stateful, module._update_mamba_mask = False, _no_mask
+
+
+def _no_mask(*_: Any) -> None:
+    """What a model's Mamba layers get, where it has none."""
+
+
+def _keep_windows_unscaled(core: Any) -> None:
+    config = deepcopy(core.config)
+    if config.rope_parameters["rope_type"] == "default":
+        return
+    config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
+    near = type(core.rotary_emb)(config, device=core.embed_tokens.weight.device)
+
+    def turn(_layer: Any, inputs: tuple[Any, ...], values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return inputs, values | {"position_embeddings": near(inputs[0], values["position_ids"])}
+
+    for layer, kind in zip(core.layers, config.layer_types, strict=True):
+        if kind == "sliding_attention":
+            layer.register_forward_pre_hook(turn, with_kwargs=True)
 
 
 def runs_apart(model: Any, longest: int = 0) -> bool:
@@ -107,7 +150,7 @@ def _check_causal(model: Any) -> None:
     ids = _some_tokens(model, 41)
     with torch.inference_mode():
         whole, part = (model(input_ids=i, use_cache=False).logits[:, 16] for i in (ids, ids[:, :17]))
-    if not _close(model, whole, part):  # Zamba 2 without its own kernels
+    if not _close(model, whole, part):
         problem = f"as transformers runs {model.config.model_type} models here, a token reads what follows it"
         raise EngineError("model-unsupported", problem, hint=OTHER_MODEL)
 

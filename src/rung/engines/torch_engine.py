@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from rung.engines.apart import runs_apart, score_apart, try_together
+from rung.engines.apart import mend, runs_apart, score_apart, try_together
 from rung.engines.base import (
     Cancelled,
     Delta,
@@ -46,7 +46,7 @@ from rung.engines.torch_decoding import (
 )
 from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
 from rung.errors import ArtifactError, EngineError, ModelError, RungError
-from rung.models.checkpoint import OTHER_MODEL, check_loaded
+from rung.models.checkpoint import OTHER_MODEL, check_loaded, text_class
 from rung.models.hub import first_line
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
@@ -89,6 +89,7 @@ class TorchEngine(LocalModel):
             self.model = _loaded(files, config, device, precision, quantization)
         if isinstance(self.model.get_decoder(), torch.nn.Linear):  # ModernBERT's decoder models name their output layer
             self.model.get_decoder = partial(getattr, self.model, "base_model")
+        mend(self.model)
         self.model.eval()
         self.model.requires_grad_(False)
         if load is None:
@@ -97,7 +98,9 @@ class TorchEngine(LocalModel):
         self._lent: set[str] = set()  # those of them that nobody can load again
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
-        self._paged = None if runs_apart(self.model) else paged_attention(device)
+        kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+        unpaged = runs_apart(self.model) or "attention" in kinds  # Granite 4's name, which a paged cache does not know
+        self._paged = None if unpaged else paged_attention(device)
         generation = f"continuous batching, {self._paged}" if self._paged else "padded batches"
         dtype, fingerprint = str(precision).removeprefix("torch."), f"{self.base_fingerprint}/torch/{precision}"
         self.info = self.describe("torch", device, quantization or dtype, fingerprint, generation=generation)
@@ -288,7 +291,7 @@ def _loaded(files: ModelFiles, config: Any, device: str, precision: torch.dtype,
     placed = _quantized(quantization, device, precision) if quantization else {"device_map": device} if packed else {}
     model: Any
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = text_class(config.model_type).from_pretrained(
             files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
             trust_remote_code=False, output_loading_info=True, **placed,
         )  # fmt: skip
@@ -419,6 +422,11 @@ class _TorchSession:
 DEPTH = 2 / 3
 
 
+def _batches(model: Any, lengths: Sequence[int], logits: int = 1) -> Iterable[Sequence[int]]:
+    """The rows of each pass: all alone where they would change each other."""
+    return [[i] for i in range(len(lengths))] if runs_apart(model, max(lengths)) else batches(lengths, 0, logits)
+
+
 @torch.inference_mode()
 def mean_states(
     model: Any, prompts: Sequence[Sequence[int]], *, done: Callable[[int], None] = lambda rows: None
@@ -430,7 +438,7 @@ def mean_states(
     core, layers = model.get_decoder(), hidden_layers(model)
     depth = max(1, round(len(layers) * DEPTH))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
-    for batch in batches([len(p) for p in prompts], 0, 1):
+    for batch in _batches(model, [len(p) for p in prompts]):
         rows = [prompts[i] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
@@ -451,7 +459,7 @@ def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int
     """
     core, lengths = model.get_decoder(), [len(row) for row in rows]
     result = np.empty((len(rows), model.config.get_text_config().hidden_size), np.float32)
-    for batch in [[i] for i in range(len(rows))] if runs_apart(model, max(lengths)) else batches(lengths, 0, 1):
+    for batch in _batches(model, lengths):
         width = max(lengths[i] for i in batch)
         ids = torch.tensor([[*rows[i], *([0] * (width - lengths[i]))] for i in batch], device=model.device)
         states = core(input_ids=ids, use_cache=False).last_hidden_state
@@ -528,7 +536,7 @@ def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list
     results: dict[int, TokenScores] = {}
     # `batches` plans for one row of logits per tree node; here every token of a text needs one.
     longest = max(map(len, texts))
-    for batch in batches([len(text) for text in texts], 0, vocabulary * longest):
+    for batch in _batches(model, [len(text) for text in texts], vocabulary * longest):
         rows = [texts[i] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from rung.engines.base import Floats
 from rung.engines.label_trie import LabelTrie, common_prefix
+from rung.models.checkpoint import text_class
 
 # ---- attention: masks, and capped scores
 #
@@ -75,9 +76,7 @@ def attending(model: Any, name: str) -> Iterator[None]:
 def best_attention(config: Any) -> str:
     """The name of the fastest attention that computes what the model's configuration asks for."""
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        model = text_class(config.model_type)._model_mapping[type(config)]
         return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"  # gpt-oss, GPT-J, Bloom, MPT
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

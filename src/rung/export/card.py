@@ -13,6 +13,8 @@ from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.evaluation.report.words import TRAINING_DATA, training_data_lines
 from rung.models import embedded
+from rung.models.checkpoint import text_class
+from rung.models.hub import read_settings
 from rung.models.reference import ModelFiles, hub_name
 from rung.yamlfile import read_object, read_sealed
 
@@ -125,17 +127,18 @@ def _origin(files: ModelFiles) -> str:
 
 def _loading(files: ModelFiles, form: ExportFormat, file: str) -> str:
     base = hub_id(files) or "PATH_OF_THE_BASE_MODEL"
+    loader = text_class(read_settings(files.folder / "config.json").get("model_type", "")).__name__
     code = {
         "peft": f"""python
             from peft import PeftModel
-            from transformers import AutoModelForCausalLM
+            from transformers import {loader}
 
-            base = AutoModelForCausalLM.from_pretrained("{base}")
+            base = {loader}.from_pretrained("{base}")
             model = PeftModel.from_pretrained(base, "THIS_FOLDER")""",
-        "huggingface": """python
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+        "huggingface": f"""python
+            from transformers import {loader}, AutoTokenizer
 
-            model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+            model = {loader}.from_pretrained("THIS_FOLDER")
             tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")""",
         "openvino": """python
             import openvino_genai

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
+from rung.models.checkpoint import text_class
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
 from rung.yamlfile import read_bytes, sealed_lines, unreadable
@@ -97,10 +98,9 @@ def write_model(artifact: Artifact, folder: Path) -> None:
 def _save(config: Any, state: dict[str, torch.Tensor], dtype: Any, folder: Path) -> None:
     """Let a model of the same class without weights write them: PEFT may be inside the one that runs."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        empty = text_class(config.model_type).from_config(config, dtype=dtype, trust_remote_code=False)
     names = {name for name, _ in empty.named_parameters()}
     assert names == state.keys(), names ^ state.keys()
     empty.save_pretrained(folder, state_dict=state, max_shard_size=SHARD)
@@ -133,16 +133,18 @@ def measure(
     Without rows, those are the artifact's demonstrations, or else fixed texts.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from rung.engines.apart import mend
 
     if not rows:
         rows, source = _own_rows(artifact)
     engine = open_torch(artifact.model)
     prompts = [engine.fitting(artifact.messages(row), 0) for row in rows[:PROMPTS]]
-    other = AutoModelForCausalLM.from_pretrained(
+    other = text_class(engine.model.config.model_type).from_pretrained(
         folder, dtype=engine.model.dtype, attn_implementation=engine.model.config._attn_implementation,
         local_files_only=True, trust_remote_code=False,
     ).to(engine.model.device)  # fmt: skip
+    mend(other)
     largest, total, count, same, positions = 0.0, 0.0, 0, 0, 0
     progress.start("comparing with the unmerged model", len(prompts))
     with engine.running(artifact.weights.reference) as model, torch.inference_mode():

@@ -30,6 +30,7 @@ _OTHER_PARTS = ("vision", "visual", "image", "audio", "speech", "multi_modal", "
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
 _HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
+_READ_IMAGES = ("mistral3", "qwen2_5_vl", "qwen3_vl")  # models in a wrapper that transformers has among others
 _UNPACKED = ("fp8", "mxfp4")  # quantizations that transformers itself can turn into full precision
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
@@ -105,11 +106,20 @@ def _changed(place: Path) -> ModelError:
 
 def is_encoder(files: ModelFiles) -> bool:
     """Whether the folder is one of sentence-transformers, which says how to make vectors of a text."""
-    return (files.folder / "modules.json").exists()
+    return (files.folder / "modules.json").exists() and not is_modular_reranker(files)
+
+
+def is_modular_reranker(files: ModelFiles) -> bool:
+    """Whether sentence-transformers scores pairs with the folder's model and a head that has files of its own."""
+    file = files.folder / "config_sentence_transformers.json"
+    modular = (files.folder / "modules.json").exists() and file.exists()
+    return modular and read_settings(file).get("model_type") == "CrossEncoder"
 
 
 def kind_of(files: ModelFiles) -> ModelKind:
     """What a folder seems to hold: a reranker scores a pair of texts with one number."""
+    if is_modular_reranker(files):
+        return "reranker"
     if files.architecture.endswith("ForSequenceClassification"):
         values = read_settings(files.folder / "config.json")
         if len(values.get("id2label") or ()) == 1 or values.get("num_labels") == 1:
@@ -149,6 +159,14 @@ def check_loaded(
     raise ModelError("model-damaged", problem, hint=hint)
 
 
+def text_class(model_type: str) -> Any:
+    """The class of transformers that loads language models of this type, with the towers that they have for images."""
+    import transformers
+
+    wrapped = model_type in _READ_IMAGES
+    return transformers.AutoModelForImageTextToText if wrapped else transformers.AutoModelForCausalLM
+
+
 def _config(files: ModelFiles) -> Any:
     from transformers import AutoConfig
 
@@ -171,7 +189,7 @@ def _check_writes_text(files: ModelFiles, config: Any) -> None:
         raise ModelError(
             "model-unsupported", problem, hint="choose a decoder model, such as those of `rung models search`"
         )
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_READ_IMAGES):
         if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             raise ModelError(
                 "model-unsupported",
@@ -213,10 +231,12 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> int:
 
     level = transformers.logging.get_verbosity()
     loader = {
-        "language model": transformers.AutoModelForCausalLM, "encoder": transformers.AutoModel,
+        "language model": text_class(config.model_type), "encoder": transformers.AutoModel,
         "reranker": transformers.AutoModelForSequenceClassification,
-    }[kind]  # fmt: skip
-    if kind == "language model" and config.get_text_config().tie_word_embeddings and _holds_tied_head(files):
+    }["encoder" if is_modular_reranker(files) else kind]  # fmt: skip
+    text = config.get_text_config()
+    tied = getattr(text, "tie_word_embeddings", config.tie_word_embeddings)
+    if kind == "language model" and tied and _holds_tied_head(files):
         config = deepcopy(config)  # transformers compares the two tensors too, which fails without their values
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     transformers.logging.set_verbosity_error()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rung.errors import EngineError
+from rung.models.checkpoint import text_class
 from rung.models.reference import ModelFiles
 
 SUBLAYERS = {
@@ -57,11 +58,11 @@ def unknown_layers(why: str) -> EngineError:
 @lru_cache(maxsize=4)
 def skeleton(files: ModelFiles) -> Any:
     """The model without its weights: the modules by their names, on torch's `meta` device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return text_class(config.model_type).from_config(config)
 
 
 def reason_unknown(files: ModelFiles, find: Callable[[Any], object]) -> str:

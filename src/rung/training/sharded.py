@@ -21,7 +21,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from transformers import AutoModelForCausalLM
 
 from rung.engines.apart import run_apart
 from rung.engines.opening import forget_torch
@@ -30,7 +29,7 @@ from rung.engines.torch_engine import TorchEngine
 from rung.engines.tree_scoring import best_attention
 from rung.errors import ConfigError
 from rung.machine import free_memory_bytes
-from rung.models.checkpoint import verify
+from rung.models.checkpoint import text_class, verify
 from rung.models.hub import loaded_weights
 from rung.models.reference import ModelFiles, resolve, tensor_sizes
 from rung.progress import Progress
@@ -147,7 +146,7 @@ def load_in_parts(files: ModelFiles, config: Any, device: str, precision: torch.
     Rows run one by one: whether they may share a pass is found with a whole model.
     """
     with _without_memory():
-        model: Any = AutoModelForCausalLM.from_config(
+        model: Any = text_class(config.model_type).from_config(
             config, dtype=precision, attn_implementation=best_attention(config), trust_remote_code=False
         )
     model.requires_grad_(False)
