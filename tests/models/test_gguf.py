@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rung.errors import ModelError
-from rung.models import gguf as gguf_tokenizer
+from rung.models import gguf as gguf_files
+from rung.models import gguf_tokenizer
 from rung.models.gguf import read_metadata
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer, chat_template_of
@@ -183,7 +184,7 @@ def metadata(pre="smollm", kind="gpt2", **more):
     }
 
 
-@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "olmo", "llama-bpe", "dbrx", "qwen2"])
 def test_known_pre_tokenizers(pre):
     made = gguf_tokenizer.build(metadata(pre), "x.gguf")
     assert made.tokenizer.encode("abb<|end|>a").ids == [3, 2, 0, 1]
@@ -307,12 +308,16 @@ def parts(file, tmp_path):
     return paths
 
 
-def test_all_parts_of_a_split_file_make_the_whole_model(parts, converted):
+def test_all_parts_of_a_split_file_make_the_whole_model_and_are_read_once(parts, converted, monkeypatch):
     from safetensors.numpy import load_file
 
+    checked, check = [], gguf_files._check_header
+    monkeypatch.setattr(gguf_files, "_check_header", lambda file: checked.append(file) or check(file))
     whole, joined = (load_file(f.folder / "model.safetensors") for f in (converted, resolve(str(parts[0]))))
     assert whole.keys() == joined.keys()
     assert all(np.array_equal(whole[name], joined[name]) for name in whole)
+    resolve(str(parts[0]))
+    assert checked == parts
 
 
 def test_a_part_of_a_split_file_is_not_the_model(parts):

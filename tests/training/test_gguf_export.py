@@ -7,11 +7,13 @@ import pytest
 import torch
 from llama_cpp import ask, continued, greedy, logprobs
 
+from rung.engines.apart import mend
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import EngineError, ModelError
 from rung.export.gguf import write_gguf
-from rung.models.gguf import WHOLE_WORDS, read_metadata
+from rung.models.gguf import read_metadata
+from rung.models.gguf_tokenizer import WHOLE_WORDS, pre_tokenizer
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 
@@ -29,6 +31,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+USUAL = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.138629436111989}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 LONGROPE = {
     "max_position_embeddings": 4096, "original_max_position_embeddings": 1024,
@@ -56,6 +59,7 @@ MODELS = {
     "olmo": ("Olmo", {"clip_qkv": 1.0}),
     "olmo2": ("Olmo2", {}),
     "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 8}),
+    "olmo3-rope-yarn": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 8, "rope_parameters": YARN | USUAL}),
 }
 
 
@@ -95,6 +99,7 @@ def build(folder, architecture, settings, vocabulary):
                 parameter += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     model.set_attn_implementation("eager")  # the others of transformers leave Gemma2's softcapping out
+    mend(model)
     return model
 
 
@@ -104,15 +109,9 @@ def tabled_gelu(x):
     return torch.where(x.abs() >= 10, x.relu(), table)
 
 
-def splitter(name):
-    from rung.models.gguf import pre_tokenizer
-
-    return pre_tokenizer(name)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_has_the_probabilities_of_transformers(tmp_path, name):
-    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, splitter("gpt-2")))
+    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, pre_tokenizer("gpt-2")))
     write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
     ids = torch.randint(3, 300, (40,)).tolist()
     computed = logprobs(tmp_path / "m.gguf", ids, 300, spoken=A)
@@ -166,9 +165,9 @@ def same_tokens(folder, spoken):
     assert logprobs(folder / "m.gguf", sentence, size, spoken) == ours
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken"])
 def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
-    byte_level(tmp_path, splitter(name))
+    byte_level(tmp_path, pre_tokenizer(name))
     if name in WHOLE_WORDS:
         definition = json.loads((tmp_path / "tokenizer.json").read_text())
         definition["model"]["ignore_merges"] = True
@@ -190,7 +189,7 @@ def test_texts_end_where_llama_cpp_ends_them(tmp_path, monkeypatch):
     special = ("<unk>", "<|start|>", *usual, *own)
     source = tmp_path / "source"
     source.mkdir()
-    build(source, "Llama", {}, byte_level(source, splitter("llama-bpe"), special))
+    build(source, "Llama", {}, byte_level(source, pre_tokenizer("llama-bpe"), special))
     definition = json.loads((source / "tokenizer.json").read_text())
     definition["model"]["ignore_merges"] = True
     (source / "tokenizer.json").write_text(json.dumps(definition))
@@ -220,7 +219,7 @@ def test_texts_end_where_llama_cpp_ends_them(tmp_path, monkeypatch):
 
 
 def test_eight_bits_are_the_quantized_tensors(tmp_path):
-    model = build(tmp_path, "Qwen3", {"head_dim": 32}, byte_level(tmp_path, splitter("gpt-2")))
+    model = build(tmp_path, "Qwen3", {"head_dim": 32}, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     write_gguf(tmp_path, tmp_path / "m.gguf", precision="q8_0")
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     kinds = gguf.GGMLQuantizationType
@@ -245,7 +244,7 @@ def test_eight_bits_are_the_quantized_tensors(tmp_path):
     ],
 )
 def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture, settings, message):
-    build(tmp_path, architecture, settings, byte_level(tmp_path, splitter("gpt-2")))
+    build(tmp_path, architecture, settings, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     with pytest.raises(EngineError, match=message) as caught:
         write_gguf(tmp_path, tmp_path / "m.gguf")
     assert caught.value.code == "export-unsupported"
@@ -261,8 +260,6 @@ def test_a_splitter_that_llama_cpp_does_not_know_is_refused(tmp_path):
 
 # ---- files that Rung reads back: the same model and the same tokens, or a refusal by name
 
-REFUSED = ("gemma", "smollm3", "olmo", "olmo2", "olmo3")  # transformers reads no GGUF files of these
-
 
 def read_back(folder, monkeypatch, precision="f32"):
     """Import the exported model into an empty cache."""
@@ -274,17 +271,14 @@ def read_back(folder, monkeypatch, precision="f32"):
 def loaded(folder, **settings):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **settings)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **settings)
+    mend(model)
+    return model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_imported_model_computes_what_the_exported_one_does(tmp_path, monkeypatch, name):
-    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, splitter("gpt-2")))
-    if name in REFUSED:
-        with pytest.raises(ModelError, match=r"m\.gguf: .*not supported") as caught:
-            read_back(tmp_path, monkeypatch)
-        assert caught.value.code == "gguf-unsupported"
-        return
+    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, pre_tokenizer("gpt-2")))
     folder = read_back(tmp_path, monkeypatch)
     ids = torch.randint(3, 300, (1, 250))
     wanted = model(ids).logits
@@ -298,7 +292,7 @@ def test_an_imported_model_computes_what_the_exported_one_does(tmp_path, monkeyp
 def test_the_settings_of_llama_3_come_back(tmp_path, monkeypatch):
     rope = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}
     settings = {"rope_parameters": rope, "head_dim": 64, "max_position_embeddings": 131072}
-    build(tmp_path, "Llama", settings, byte_level(tmp_path, splitter("gpt-2")))
+    build(tmp_path, "Llama", settings, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     config = json.loads((read_back(tmp_path, monkeypatch) / "config.json").read_text())
     assert config["rope_parameters"] == rope
 
@@ -306,7 +300,7 @@ def test_the_settings_of_llama_3_come_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize("low", [1.5, 3.9])
 def test_other_factors_than_those_of_llama_3_are_refused(tmp_path, monkeypatch, low):
     settings = {"rope_parameters": LLAMA3 | {"low_freq_factor": low}, "head_dim": 64}
-    build(tmp_path, "Llama", settings, byte_level(tmp_path, splitter("gpt-2")))
+    build(tmp_path, "Llama", settings, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     with pytest.raises(ModelError, match=r"m\.gguf has 1 settings or tensors .*: rope_freqs\.weight"):
         read_back(tmp_path, monkeypatch)
 
@@ -319,7 +313,7 @@ def test_the_scale_of_attention_and_the_caps_come_back(tmp_path, monkeypatch, ar
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
     rope = {"rope_parameters": linear, "num_hidden_layers": 7} if architecture == "Gemma3" else {}
-    model = build(tmp_path, architecture, settings | caps | rope, byte_level(tmp_path, splitter("gpt-2")))
+    model = build(tmp_path, architecture, settings | caps | rope, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     ids = torch.randint(3, 300, (1, 200))
     found = loaded(read_back(tmp_path, monkeypatch))(ids).logits
     torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
@@ -354,6 +348,28 @@ def test_llama_cpp_reads_special_tokens_in_text_as_the_imported_tokenizer(tmp_pa
     assert logprobs(tmp_path / "m.gguf", text, size, spoken) == ours
 
 
+def test_a_file_of_olmo_has_the_pre_tokenizer_of_gpt_2(tmp_path, monkeypatch):
+    byte_level(tmp_path, pre_tokenizer("gpt-2"))
+    same_tokens(tmp_path, A)
+    file = rewritten(
+        tmp_path / "m.gguf", tmp_path / "n.gguf", without="tokenizer.ggml.pre", settings={"tokenizer.ggml.pre": "olmo"}
+    )
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    tokenizer = Tokenizer.load(resolve(str(file)).folder)
+    ours = logprobs(file, list(tokenizer.encode_plain(TEXT)), tokenizer.vocabulary_size, A)
+    assert logprobs(file, TEXT, tokenizer.vocabulary_size, A) == ours
+
+
+def test_norms_of_another_epsilon_than_transformers_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    build(tmp_path, "Olmo", {}, byte_level(tmp_path, pre_tokenizer("gpt-2")))
+    write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
+    key = "olmo.attention.layer_norm_epsilon"
+    file = rewritten(tmp_path / "m.gguf", tmp_path / "n.gguf", architecture="olmo", without=key, settings={key: 1e-6})
+    with pytest.raises(ModelError, match=rf"n\.gguf has 1 settings or tensors that Rung cannot convert: {key}$"):
+        resolve(str(file))
+
+
 def rewritten(file, target, *, architecture="llama", without=None, settings=None, tensors=None):
     """Copy a GGUF file without the keys that begin so, and with more settings and tensors."""
     read, writer = gguf.GGUFReader(file), gguf.GGUFWriter(target, architecture)
@@ -364,7 +380,7 @@ def rewritten(file, target, *, architecture="llama", without=None, settings=None
     add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
     for name, value in (settings or {}).items():
         add[type(value)](name, value)
-    own = {tensor.name: np.array(tensor.data) for tensor in read.tensors} if architecture == "llama" else {}
+    own = {tensor.name: np.array(tensor.data) for tensor in read.tensors} if without != "llama." else {}
     for name, values in {**own, **(tensors or {})}.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -377,7 +393,7 @@ def rewritten(file, target, *, architecture="llama", without=None, settings=None
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
-    build(tmp_path, "Llama", {}, byte_level(tmp_path, splitter("gpt-2")))
+    build(tmp_path, "Llama", {}, byte_level(tmp_path, pre_tokenizer("gpt-2")))
     write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
     return tmp_path / "m.gguf"
 

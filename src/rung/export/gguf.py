@@ -3,7 +3,7 @@
 It writes the architectures of `FAMILIES`, one tensor at a time, so that memory holds only one. llama.cpp has some facts
 of a family built in (patterns of sliding windows, the scale of attention). A model that deviates from them is refused:
 it would run and be wrong. llama.cpp also knows pre-tokenizers by name and not by their rules, so a tokenizer is only
-written when one of the names in `rung.models.gguf` splits text as it does.
+written when one of the names in `rung.models.gguf_tokenizer` splits text as it does.
 """
 
 from __future__ import annotations
@@ -19,15 +19,12 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError, needed_by
-from rung.models.gguf import (
+from rung.models.gguf import LONG_FACTORS, ODD_SCALE_LAYERS, ROPE_FACTORS, SHORT_FACTORS
+from rung.models.gguf_tokenizer import (
     BYTE,
     BYTES,
     CONTROL,
     ENDS,
-    LONG_FACTORS,
-    ODD_SCALE_LAYERS,
-    ROPE_FACTORS,
-    SHORT_FACTORS,
     SPACE,
     UNKNOWN,
     USER_DEFINED,
@@ -229,7 +226,7 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> dict[str, Floats]:
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif kind == "yarn" and rope.keys() <= {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}:
+    elif kind == "yarn" and _is_usual_yarn(rope):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -250,6 +247,15 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> dict[str, Floats]:
     elif kind != "default":
         raise _unsupported(f"rotary embeddings of type {kind!r} with {', '.join(sorted(rope))}")
     return {}
+
+
+def _is_usual_yarn(rope: dict[str, Any]) -> bool:
+    """Whether only what llama.cpp reads differs from its own values."""
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1 + 0.1 * np.log(rope["factor"])}
+    read = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+    return all(
+        key in read or (key in usual and np.isclose(value or usual[key], usual[key])) for key, value in rope.items()
+    )
 
 
 def _llama3_factors(config: Any, theta: float) -> Floats:
@@ -311,7 +317,7 @@ def _as_pairs(values: Floats, heads: int) -> Floats:
 # ---- the tokenizer: tokens, their types, merges or scores, special tokens, chat template
 
 NORMAL, UNUSED = 1, 5  # tokenizer.ggml.token_type; the reader shares its others
-BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken")  # as llama.cpp spells them
+BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken")  # as llama.cpp spells them
 PROBE = (  # what pre-tokenizers disagree about: digits, contractions, spaces, line ends, scripts, signs
     "Hello World's 3 33 333 3333 33333 don't DON'T we'll  two   three\n\n \n\t\ttabs\r\n"
     "x=1+2;//* naïve façade Ünï 12.5% $1,000 ___ 中文字符 日本語 кириллица العربية हिन्दी ไทย 🚀🦙 ½ ² é e\u0301 "
