@@ -11,6 +11,7 @@ from rung.artifact.artifact import load_retriever
 from rung.data.rows import Example, example_id
 from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ModelError
+from rung.models.checkpoint import kind_of
 from rung.models.reference import resolve
 from rung.retrieval.build import build
 from rung.retrieval.index import SearchSettings
@@ -93,6 +94,44 @@ def test_scores_are_those_of_sentence_transformers_pair_by_pair(cross_encoder, s
         assert all(0 < score < 1 for row in scores for score in row)
     else:
         assert min(map(min, filter(None, scores))) < 0
+
+
+@pytest.fixture(scope="module")
+def modular(cross_encoder, tmp_path_factory):
+    """Save a cross-encoder whose head is of modules, as Ettin's rerankers are."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from torch import nn
+    from transformers import AutoModel
+
+    base = cross_encoder(seed=2)
+    AutoModel.from_pretrained(base).save_pretrained(base)
+    head = Dense(16, 1, activation_function=nn.Identity(), module_output_name="scores")
+    modules = [Transformer(str(base)), Pooling(16, "cls"), head]
+    CrossEncoder(modules=modules, activation_fn=nn.Identity()).save_pretrained(
+        str(folder := tmp_path_factory.mktemp("modular"))
+    )
+    return folder
+
+
+def test_a_reranker_of_modules_scores_as_sentence_transformers_does(modular):
+    assert kind_of(resolve(str(modular))) == "reranker"
+    (row,) = by_cross_encoder(str(modular))(["lost card"], [[passage(text) for text in texts(9)]])
+    np.testing.assert_allclose(row, expected(modular, [("lost card", text) for text in texts(9)]), atol=1e-5, rtol=0)
+    assert min(row) < 0
+
+
+def test_a_reranker_of_modules_that_lost_a_layer_scores_nothing(modular, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(modular, tmp_path / "damaged")
+    kept = {name: t for name, t in load_file(folder / "model.safetensors").items() if "layer.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"are missing, such as encoder\.layer\.1\."):
+        by_cross_encoder(str(folder))
 
 
 def test_what_is_beyond_the_limit_is_not_read(model):

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError, EngineError, ModelError, needed_by
-from rung.models.checkpoint import verify
+from rung.models.checkpoint import is_modular_reranker, verify
 from rung.models.reference import resolve
 from rung.retrieval.index import Index, Rerank, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage
@@ -47,7 +47,7 @@ def by_cross_encoder(reference: str) -> Rerank:
     """
     files = resolve(reference)
     # sentence-transformers makes a cross-encoder with random weights of any other model.
-    if not files.architecture.endswith("ForSequenceClassification"):
+    if not files.architecture.endswith("ForSequenceClassification") and not is_modular_reranker(files):
         raise ModelError(
             "reranker-unsupported", f"{reference} is a {files.architecture}, which gives no scores for pairs",
             hint="name a cross-encoder, such as cross-encoder/ms-marco-MiniLM-L6-v2",
