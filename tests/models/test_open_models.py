@@ -37,7 +37,11 @@ def test_every_entry_is_well_formed():
         assert model.source == f"https://huggingface.co/{model.id}"
         assert model.access in ("open", "gated", None)
         assert model.kind in ("language model", "sentence encoder", "reranker")
-        assert model.thinking in ("", "no", "off", "on")
+        assert model.licence, model.id
+        assert model.thinking in (("no", "off", "on") if model.kind == "language model" else ("",)), model.id
+        static = model.note.startswith("static")  # a table of token vectors reads texts of any length
+        assert (model.context is None) == static, model.id
+        assert model.scaled_context is None or model.scaled_context > model.context, model.id
         assert set(model.prompts) <= {"query", "document"}
         assert not model.prompts or model.kind == "sentence encoder"
         assert model.languages is None or all(re.fullmatch(r"[a-z]{2}", code) for code in model.languages), model.id
@@ -45,6 +49,12 @@ def test_every_entry_is_well_formed():
             assert 0 < score.value < 100
             assert score.source.startswith("https://")
             assert re.fullmatch(r"20\d\d-\d\d", score.date)
+
+
+def test_models_that_always_think_say_so():
+    for model in load():
+        assert ("R1-Distill" in model.id) == model.note.startswith("Thinks always"), model.id
+        assert not model.note.startswith("Thinks always") or model.thinking == "on"
 
 
 def test_every_benchmark_of_a_task_has_a_score_somewhere():
