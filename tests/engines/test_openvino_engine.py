@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreReques
 from rung.engines.opening import open_engine, open_openvino, open_torch
 from rung.engines.openvino import unsupported
 from rung.errors import ArtifactError, EngineError
+from rung.models.reference import resolve
 from rung.training.changes import keep
 from rung.training.peft import PeftAdapter
 
@@ -102,6 +104,44 @@ def test_threads_share_the_engine(engine):
     for thread in threads:
         thread.join()
     assert [texts(found[k]) for k in range(3)] == [alone] * 3
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        (Constraint("regex", "(ab|cd){2,4}"), "(ab|cd){2,4}"),
+        (Constraint("choices", ("transfer", "card", "<image_soft_token>")), "transfer|card|<image_soft_token>"),
+        (Constraint("json_schema", '{"enum": [1, null, "a<image_soft_token>"]}'), r'1|null|"a<image_soft_token>"'),
+    ],
+)
+def test_tokens_without_an_embedding_do_not_disturb_constraints(image_token, constraint, pattern):
+    engine, oracle = image_token
+    for one in asked(QUESTIONS, constraint=constraint, max_tokens=40):
+        ours, theirs = (e.generate([one])[0] for e in (engine, oracle))
+        assert re.fullmatch(pattern, ours.text)
+        assert re.fullmatch(pattern, theirs.text)
+
+
+@pytest.fixture(scope="module")
+def image_token(tmp_path_factory):
+    """A tiny random model with the embedded one's tokenizer and a token for images beyond it, on both engines."""
+    import transformers
+
+    folder, source = tmp_path_factory.mktemp("image-token"), resolve("embedded").folder
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49_152, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=512, eos_token_id=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    for file in source.glob("chat_template.jinja"):
+        shutil.copyfile(file, folder / file.name)
+    values = json.loads((source / "tokenizer.json").read_text())
+    values["added_tokens"].append({**values["added_tokens"][0], "id": 49_152, "content": "<image_soft_token>"})
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    return open_openvino(str(folder), "fp32"), open_torch(str(folder))
 
 
 # ---- sampling, stopping, streaming

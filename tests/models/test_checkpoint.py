@@ -6,6 +6,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from rung.cli.main import main
 from rung.engines.base import GenerateRequest
 from rung.engines.encoders import open_sentence_encoder
 from rung.engines.opening import open_engine, open_torch
@@ -400,6 +401,40 @@ def test_a_quantized_model_that_does_not_load_is_one_clear_error(packed, monkeyp
     with pytest.raises(ModelError, match=r"is quantized, and transformers cannot load it here: no kernel$") as raised:
         TorchEngine(files)
     assert raised.value.code == "model-unsupported"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "says"),
+    [
+        ("damaged", "model-damaged", "are missing, such as model.layers.1.input_layernorm.weight"),
+        ("no config", "model-damaged", "config.json"),
+        ("awq", "model-unsupported", "it is quantized (awq), which cannot run here"),
+    ],
+)
+def test_show_refuses_what_cannot_run(llama, tmp_path, monkeypatch, capsys, kind, code, says):
+    settings = {"quantization_config": {"quant_method": "awq", "bits": 4}} if kind == "awq" else {}
+    folder = edited(
+        llama[False], tmp_path / "bad", without_the_second_layer if kind == "damaged" else lambda t: t, **settings
+    )
+    if kind == "no config":
+        (folder / "config.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["rung", "models", "show", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (3, "")
+    assert f"error[{code}]" in printed.err
+    assert says in " ".join(printed.err.split())
+    assert "hint: " in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_show_describes_a_model_in_8_bits(packed, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rung", "models", "show", str(packed["fp8"]), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["kind"] == "language model"
 
 
 # ---- weights that a folder holds twice
