@@ -10,7 +10,7 @@ import pytest
 from rung.errors import ModelError
 from rung.models import gguf as gguf_files
 from rung.models import gguf_tokenizer
-from rung.models.gguf import read_metadata
+from rung.models.gguf import read_file
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer, chat_template_of
 
@@ -268,7 +268,7 @@ def test_a_sentencepiece_vocabulary_without_bytes_is_refused():
 def test_a_damaged_file(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model at all")
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:
-        read_metadata(tmp_path / "x.gguf")
+        read_file(tmp_path / "x.gguf")
     assert caught.value.code == "model-damaged"
 
 

@@ -33,7 +33,7 @@ from rung.models import bounded
 from rung.models.cache import known_sha256
 from rung.models.chat import render as render_chat
 from rung.models.checkpoint import hash_again
-from rung.models.gguf import read_metadata
+from rung.models.gguf import read_file
 from rung.models.hub import check_folder
 from rung.models.reference import resolve
 from rung.task import Task
@@ -215,7 +215,7 @@ GGUF = {
 @pytest.mark.parametrize("name", GGUF)
 def test_headers_of_gguf_files_are_compared_with_the_file(tmp_path, name):
     (tmp_path / "m.gguf").write_bytes(GGUF[name])
-    refused("model-damaged", lambda: read_metadata(tmp_path / "m.gguf"), "m.gguf")
+    refused("model-damaged", lambda: read_file(tmp_path / "m.gguf"), "m.gguf")
 
 
 # ---- files that never end, and JSON without bounds

@@ -12,7 +12,7 @@ from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import EngineError, ModelError
 from rung.export.gguf import write_gguf
-from rung.models.gguf import read_metadata
+from rung.models.gguf import read_file
 from rung.models.gguf_tokenizer import WHOLE_WORDS, pre_tokenizer
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
         definition["model"]["ignore_merges"] = True
         (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     same_tokens(tmp_path, A)
-    assert read_metadata(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
+    assert read_file(tmp_path / "m.gguf")[1]["tokenizer.ggml.pre"] == name
 
 
 @pytest.mark.parametrize("prefix", [True, False])

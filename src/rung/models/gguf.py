@@ -61,8 +61,8 @@ def convert(
         ModelError: as `ensure`.
     """
     progress.start(f"converting {file.name} to safetensors (once)")
-    first, metadata = _opened(file)
-    readers = [first, *(_opened(part)[0] for part in _parts(file, metadata)[1:])]
+    first, metadata = read_file(file)
+    readers = [first, *(read_file(part)[0] for part in _parts(file, metadata)[1:])]
     tokenizer = build(metadata, file.name)
     tokenizer.save(folder)
     tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
@@ -81,17 +81,12 @@ def convert(
     progress.finish()
 
 
-def read_metadata(file: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file as plain Python values.
+def read_file(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The gguf package's reader of a file, and its metadata as plain Python values; a vocabulary takes seconds to read.
 
     Raises:
         ModelError: the gguf package is missing, or the file is damaged or not GGUF.
     """
-    return _opened(file)[1]
-
-
-def _opened(file: Path) -> tuple[Any, dict[str, Any]]:
-    """The gguf package's reader of a file, and its metadata; with a vocabulary, reading them takes seconds."""
     with needed_by("reading a GGUF file", error=ModelError):
         from gguf import GGUFReader
     try:
