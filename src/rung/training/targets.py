@@ -29,8 +29,9 @@ def linear_layers(model: Any) -> tuple[list[str], list[str]]:
     """The full names of the linear layers that adapters are put on, and of those that they are not put on.
 
     Left out are the output layer, the towers of a multimodal model (no text reaches them), the routers of a mixture of
-    experts (training them unbalances the experts), and the output projections of Mamba, whose kernels read the weights
-    past the adapter. GPT-2's layers are transformers' own class, whose matrices are transposed; PEFT knows it.
+    experts (training them unbalances the experts), the output projections of Mamba, whose kernels read the weights
+    past the adapter, and layers that only have a number (Zamba 2), which PEFT would find in every list. GPT-2's layers
+    are transformers' own class, whose matrices are transposed; PEFT knows it.
     The first call remembers the names: later the modules may be PEFT's.
     """
     if model not in _LINEAR:
@@ -51,7 +52,7 @@ def linear_layers(model: Any) -> tuple[list[str], list[str]]:
 
 def _is_special(parent: Any, last: str) -> bool:
     mamba = last == "out_proj" and hasattr(parent, "A_log") and hasattr(parent, "D")
-    return mamba or (last in ROUTERS and hasattr(parent, "experts"))
+    return mamba or last.isdigit() or (last in ROUTERS and hasattr(parent, "experts"))
 
 
 def all_linear(model: Any) -> dict[str, Any]:
