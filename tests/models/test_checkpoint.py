@@ -232,6 +232,8 @@ def test_an_encoder_reads_the_text_of_a_token_without_an_embedding(tiny_encoder,
     ("config", "model", "says"),
     [
         (transformers.BertConfig(**SIZE), transformers.BertForMaskedLM, "is an encoder"),
+        (transformers.BertConfig(**SIZE), transformers.BertLMHeadModel, "is an encoder"),
+        (transformers.RobertaConfig(**SIZE), transformers.RobertaForCausalLM, "is an encoder"),
         (
             transformers.BartConfig(vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1,
                                     encoder_attention_heads=2, decoder_attention_heads=2),
@@ -250,6 +252,11 @@ def test_models_that_do_not_continue_a_text_are_refused(tmp_path, config, model,
     error = refused(folder)
     assert error.code == "model-unsupported"
     assert says in str(error)
+
+
+def test_a_bert_that_is_a_decoder_writes_text(tmp_path):
+    config = transformers.BertConfig(**SIZE, is_decoder=True, eos_token_id=2)
+    verify(resolve(str(saved(tmp_path / "model", transformers.BertLMHeadModel(config)))))
 
 
 NARROW = {"vocab_size": 64, "dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}

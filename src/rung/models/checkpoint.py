@@ -19,7 +19,7 @@ from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder", "reranker"]
-VERSION = 3  # of the checks: raise it with each change, so that models are verified again
+VERSION = 4  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -198,7 +198,8 @@ def _check_writes_text(files: ModelFiles, config: Any) -> None:
             )
         raise _unsupported(files, f"transformers has no language model for its type {kind!r} ({architecture})")
     causal = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False) and not causal:
+    two_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind == "bert-generation"
+    if two_ways and not getattr(config, "is_decoder", causal):  # transformers runs what says no as an encoder
         raise ModelError(
             "model-unsupported", f"{files.name} is an encoder ({architecture}): it writes no text", hint=encoder_hint
         )
