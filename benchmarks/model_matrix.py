@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "src" / "rung" / "models" / "matrix.json"
 PAGE = ROOT / "docs" / "choosing-a-model.md"
-COLUMNS = ("chat", "thinking", "score", "generate", "packed", "lora", "merge", "gguf", "openvino")
+COLUMNS = ("chat", "thinking", "score", "generate", "packed", "gradient", "lora", "merge", "gguf", "openvino")
 LIBRARIES = ("transformers", "peft", "optimum-intel", "openvino-genai", "gguf", "xllamacpp")
 SECONDS = 600  # for one family
 VOCABULARY = 320
@@ -50,6 +50,9 @@ LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
     "v_head_dim": 12, "n_shared_experts": 1, "first_k_dense_replace": 1,
 }  # fmt: skip
+TURNED = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
+SIGHT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1,
+         "num_heads": 2, "out_hidden_size": 64, "image_size": 28, "patch_size": 14}  # fmt: skip
 GPT = {"n_positions": 256, "n_embd": 64, "n_layer": 3, "n_head": 4}
 # family: transformers' configuration, its settings, and the makers' chat template among those that TRL stores
 FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -70,13 +73,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "Mistral with a window": ("Mistral", WINDOW, ""),
     "Ministral": ("Ministral", HEADS | WINDOW | {"layer_types": ["sliding_attention", "full_attention"] * 2}, ""),
     "Ministral 3": ("Ministral3", HEADS, ""),
+    "Mistral 3 (wrapper)": (
+        "Mistral3",
+        {
+            "text_config": BASE | HEADS | {"model_type": "mistral"},
+            "vision_config": SIGHT | {"model_type": "pixtral"},
+        },
+        "",
+    ),
     "Mixtral": ("Mixtral", EXPERTS, ""),
     "Qwen2, Qwen2.5": ("Qwen2", {}, "qwen2_5"),
     "Qwen2-MoE": ("Qwen2Moe", EXPERTS | {"shared_expert_intermediate_size": 48}, ""),
+    "Qwen2.5-VL": ("Qwen2_5_VL", {"text_config": BASE | TURNED, "vision_config": SIGHT}, ""),
     "Qwen3": ("Qwen3", HEADS, "qwen3"),
     "Qwen3-MoE": ("Qwen3Moe", HEADS | EXPERTS, "qwen3_instruct_2507"),
+    "Qwen3-VL": (
+        "Qwen3VL",
+        {"text_config": BASE | HEADS | TURNED, "vision_config": SIGHT | {"deepstack_visual_indexes": [0]}},
+        "",
+    ),
     "Qwen3-Next": ("Qwen3Next", HEADS | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 48}, ""),
     "Qwen3.5": ("Qwen3_5Text", HEADS | LINEAR, "qwen3_5_think"),
+    "Gemma": ("Gemma", HEADS, "gemma"),
     "Gemma 2": ("Gemma2", HEADS | WINDOW | {"query_pre_attn_scalar": 16}, "gemma"),
     "Gemma 3 (text)": ("Gemma3Text", HEADS | WINDOW | {"num_hidden_layers": 6, "query_pre_attn_scalar": 16}, "gemma3"),
     "Gemma 4 (text)": (
@@ -106,6 +124,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
         "",
     ),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        MAMBA
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "logits_scaling": 4.0,
+            "layer_types": ["attention"] * 4,
+            "position_embedding_type": "rope",
+        },
+        "",
+    ),
     "Granite 4-H": (
         "GraniteMoeHybrid",
         MAMBA
@@ -120,6 +150,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "LFM2": ("Lfm2", {"full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False}, "lfm2"),
     "Falcon-H1": ("FalconH1", HEADS | MAMBA | {"mamba_d_ssm": 64, "mamba_n_heads": 4}, ""),
     "Bamba": ("Bamba", MAMBA | {"attn_layer_indices": [1, 3]}, ""),
+    "Jamba": (
+        "Jamba",
+        {
+            "num_experts": 2,
+            "expert_layer_period": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 16,
+            "use_mamba_kernels": False,
+        },
+        "",
+    ),
+    "Zamba 2": (
+        "Zamba2",
+        {
+            "num_key_value_heads": 4,
+            "mamba_d_state": 16,
+            "n_mamba_heads": 4,
+            "mamba_ngroups": 1,
+            "chunk_size": 16,
+            "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"],
+            "hybrid_layer_ids": [2],
+        },
+        "",
+    ),
     "Nemotron": ("Nemotron", {}, ""),
     "Nemotron 3 (hybrid)": (
         "NemotronH",
@@ -148,10 +203,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "ERNIE 4.5": ("Ernie4_5", HEADS, ""),
     "Hunyuan": ("HunYuanDenseV1", HEADS, ""),
     "Seed-OSS": ("SeedOss", HEADS, ""),
+    "Doge": ("Doge", {}, ""),
+    "Apertus": ("Apertus", {}, ""),
+    "Arcee": ("Arcee", {}, ""),
     "StableLM": ("StableLm", {}, ""),
     "StarCoder 2": ("Starcoder2", {}, ""),
     "Falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, ""),
     "GPT-NeoX": ("GPTNeoX", {}, ""),
+    "ModernBERT decoder": ("ModernBertDecoder", {"local_attention": 16}, ""),
     "GPT-2": ("GPT2", GPT, ""),
     "Mamba 2": ("Mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 16}, ""),
 }
@@ -166,10 +225,12 @@ def build(name: str, folder: Path) -> None:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    from rung.models.checkpoint import text_class
+
     kind, settings, template = FAMILIES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**BASE | settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    config = getattr(transformers, f"{kind}Config")(**(settings if "text_config" in settings else BASE | settings))
+    model = text_class(config.model_type).from_config(config).eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
             if p.dim() > 1 and p.std() < 0.05:
@@ -199,21 +260,28 @@ def build(name: str, folder: Path) -> None:
 
 
 class Family:
-    """A tiny model in Rung's engine and in transformers' own, with plain attention."""
+    """A tiny model in Rung's engine and in transformers' own, with plain attention.
+
+    In a row of one chunk there is nothing that transformers' scan of Nemotron-H and Zamba 2 could sum wrongly. Their
+    kernels have no smallest step of time.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         import numpy as np
         import torch
-        import transformers
 
         from rung.engines.opening import open_torch
+        from rung.models.checkpoint import text_class
         from rung.training.examples import TokenizedExample
 
         self.name, self.folder = name, folder
         self.engine = open_torch(str(folder))
-        self.plain = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        one_chunk = {"chunk_size": 256, "time_step_min": 1e-30} if "chunk_size" in FAMILIES[name][1] else {}
+        self.plain = (
+            text_class(self.engine.model.config.model_type)
+            .from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **one_chunk)
+            .eval()
+        )
         draw = np.random.default_rng(0)
 
         def some(low: int, high: int) -> tuple[int, ...]:
@@ -319,6 +387,30 @@ class Family:
         with packed_layers(self.engine.model), torch.no_grad():
             loss = float(AnswerLoss(self.engine.model)(self.rows))
         return _verdict([abs(loss - wanted) / wanted])
+
+    def gradient(self) -> str:
+        """The gradient of packed rows, in all weights, relative to that of rows one by one."""
+        import torch
+
+        from rung.training.loss import AnswerLoss, packed_layers
+
+        both = (self.plain, self.engine.use(None))
+        for model in both:
+            model.requires_grad_(True)
+        for row in self.rows:
+            first, last = row.spans[0]
+            logits = self.plain(input_ids=torch.tensor([row.tokens]), use_cache=False).logits[0, first - 1 : last - 1]
+            torch.nn.functional.cross_entropy(logits, torch.tensor(row.tokens[first:last]), reduction="sum").backward()
+        with packed_layers(both[1]):
+            AnswerLoss(both[1])(self.rows).backward()
+        wanted, found = ({n: p.grad for n, p in m.named_parameters() if p.grad is not None} for m in both)
+        for model in both:
+            model.requires_grad_(False)
+            model.zero_grad()
+        if wanted.keys() != found.keys():
+            return f"wrong, in {sorted(wanted.keys() ^ found.keys())[0]}"
+        apart = sum(float((wanted[name] - found[name]).square().sum()) for name in wanted)
+        return _verdict([(apart / sum(float(g.square().sum()) for g in wanted.values())) ** 0.5])
 
     def lora(self) -> str:
         """Two steps of training, and the share of the weights that LoRA reaches."""
@@ -497,7 +589,8 @@ def main() -> None:
     table = json.loads(options.table.read_text("utf-8")) if options.table.is_file() else {}
     cells: dict[str, dict[str, str]] = table.get("families", {})
     for name in options.families or FAMILIES:
-        cells[name] = cells.get(name, {}) | (own := in_process(name, columns))
+        known = cells.get(name, {}) | (own := in_process(name, columns))
+        cells[name] = {column: known[column] for column in COLUMNS if column in known}
         print(name, json.dumps(own), flush=True)
         ordered = {key: cells[key] for key in FAMILIES if key in cells}
         text = json.dumps({"versions": {key: version(key) for key in LIBRARIES}, "families": ordered}, indent=1)
