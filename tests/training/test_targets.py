@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from rung.training.config import TrainConfig
 from rung.training.kernels import LowRankLinear
 from rung.training.loop import train
 from rung.training.peft import peft, quiet_peft
-from rung.training.targets import linear_layers, reached_share
+from rung.training.targets import expert_parameters, linear_layers, reached_share
 
 IDS = torch.arange(1, 13).view(2, 6)
 MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
@@ -34,9 +35,35 @@ class Tokens(Engine):
             return int(number) if number.isdigit() and int(number) < 97 else None
 
 
+ATTENTION = r"self_attn\.[qkvo]_proj"
+STACKED = ("mlp.experts.down_proj", "mlp.experts.gate_up_proj")
+PARALLEL = ("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")
+HYBRID = {
+    "layer_types": ["mamba", "attention"], "shared_intermediate_size": 48, "mamba_n_heads": 8, "mamba_d_head": 8,
+    "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16,
+}  # fmt: skip
+# Settings, the router, the linear layers that are adapted, and the tensors of experts.
+MIXTURES = {
+    "Mixtral": ({}, r"mlp\.gate", ATTENTION, STACKED),
+    "Qwen3Moe": ({}, r"mlp\.gate", ATTENTION, STACKED),
+    "GraniteMoe": ({}, r"router", ATTENTION, PARALLEL),
+    "GraniteMoeHybrid": (HYBRID, r"router", rf"{ATTENTION}|mamba\.in_proj|shared_mlp\.(in|out)put_linear", PARALLEL),
+    # PEFT takes the names of the dense layers beside their experts for those of the experts.
+    "HunYuanMoEV1": ({"moe_topk": 2}, r"mlp\.gate\.", ATTENTION, STACKED),
+    "Afmoe": ({"num_dense_layers": 1}, r"router", ATTENTION, STACKED),
+    "Qwen2Moe": ({"shared_expert_intermediate_size": 24}, r"mlp\.gate\.", rf"{ATTENTION}|shared_expert", STACKED),
+    "JetMoe": (
+        {"kv_channels": 8}, r"router", r"kv_proj",
+        ("mlp.input_linear.weight", "mlp.output_linear.weight", "self_attention.experts.input_linear.weight",
+         "self_attention.experts.output_linear.weight"),
+    ),
+}  # fmt: skip
+
+
 def moe(kind):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**toys.SIZES | MOE | {"num_hidden_layers": 2})
+    sizes = toys.SIZES | MOE | {"num_hidden_layers": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes | MIXTURES[kind][0])
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for p in model.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -97,17 +124,30 @@ def test_peft_reads_the_same_adapter_and_the_base_model_stays(name, tied, tmp_pa
     assert torch.allclose(logits(more.base, more), ours, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "Qwen3Moe"])
-def test_experts_are_reached_where_they_are_named(kind, tmp_path):
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_routers_have_no_adapter_and_experts_can_be_named(kind):
     base = moe(kind)
-    linear, left = linear_layers(base)
-    assert {name.rpartition(".")[2] for name in linear} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert not left  # routers are no linear layers there
-    rung = LoRA(rank=2, target_parameters=("mlp.experts.down_proj",))
+    _, router, adapted, experts = MIXTURES[kind]
+    assert any(re.search(router, name) for name in plain_parameters(base))
     matrices = {n: p.numel() for n, p in base.model.named_parameters() if p.dim() > 1 and "embed" not in n}
-    for one, reached in ((LoRA(rank=2), "_proj.weight"), (rung, "_proj")):
-        expected = sum(size for n, size in matrices.items() if reached in n and "gate_up" not in n)
-        assert one.reached_share(Tokens(base)) == pytest.approx(expected / sum(matrices.values()))
+    layers = {name for name in matrices if re.search(adapted, name) and not name.endswith(experts)}
+    assert expert_parameters(base) == list(experts)
+    for named in ((), experts):
+        rung = LoRA(rank=2, target_parameters=named)
+        expected = sum(size for name, size in matrices.items() if name in layers or name.endswith(named or "-"))
+        assert rung.reached_share(Tokens(base)) == pytest.approx(expected / sum(matrices.values()))
+    change = LoRA(rank=2).change(Tokens(base), None)
+    changed = {re.sub(r"\.lora_[AB]\..*", "", name) for name in change.parameters()}
+    assert changed == {f"model.{name}".removesuffix(".weight") for name in layers}
+    change.remove()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expert"), [("Mixtral", STACKED[0]), ("Qwen3Moe", STACKED[0]), ("GraniteMoe", PARALLEL[1])]
+)
+def test_experts_are_reached_where_they_are_named(kind, expert, tmp_path):
+    base = moe(kind)
+    rung = LoRA(rank=2, target_parameters=(expert,))
     model = copy.deepcopy(base)
     change = trained(model, rung)
     ours = logits(model, change)
@@ -118,7 +158,6 @@ def test_experts_are_reached_where_they_are_named(kind, tmp_path):
     for key, tensor in change.merged().items():
         plain.get_parameter(key).data = tensor
     assert torch.allclose(softmax(logits(plain), -1), softmax(ours, -1), atol=1e-5)
-    assert all(p.grad is None for n, p in plain_parameters(model).items() if "gate" in n)
     change.remove()
     assert torch.equal(logits(model), logits(base))
 

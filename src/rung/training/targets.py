@@ -20,7 +20,6 @@ PLACES = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
     "target_parameters", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
 )  # fmt: skip
-ROUTERS = ("gate", "router")
 SHOWN = 12  # names that an error lists
 _LINEAR: weakref.WeakKeyDictionary[Any, tuple[list[str], list[str]]] = weakref.WeakKeyDictionary()
 
@@ -30,29 +29,87 @@ def linear_layers(model: Any) -> tuple[list[str], list[str]]:
 
     Left out are the output layer, the towers of a multimodal model (no text reaches them), the routers of a mixture of
     experts (training them unbalances the experts), the output projections of Mamba, whose kernels read the weights
-    past the adapter, and layers that only have a number (Zamba 2), which PEFT would find in every list. GPT-2's layers
-    are transformers' own class, whose matrices are transposed; PEFT knows it.
-    The first call remembers the names: later the modules may be PEFT's.
+    past the adapter, and layers that only have a number (Zamba 2), which PEFT would find in every list. PEFT goes by
+    last names: left out too are layers whose name it takes for that of experts, and what is no linear layer but is
+    called like one. GPT-2's layers are transformers' own class, whose matrices are transposed; PEFT knows it. The first
+    call remembers the names: later the modules may be PEFT's.
     """
     if model not in _LINEAR:
         from transformers.pytorch_utils import Conv1D
 
         head, text = model.get_output_embeddings(), set(map(id, model.get_decoder().modules()))
+        routers = _experts(model)[1]
         kept: list[str] = []
         left: list[str] = []
         modules = dict(model.named_modules())
         for name, module in modules.items():
             if not isinstance(module, (torch.nn.Linear, Conv1D)) or module is head:
                 continue
-            parent = modules[name.rpartition(".")[0]]
-            (left if id(module) not in text or _is_special(parent, name.rpartition(".")[2]) else kept).append(name)
+            numbered = name.rpartition(".")[2].isdigit()
+            special = id(module) not in text or name in routers or numbered or _is_out_of_mamba(modules, name)
+            (left if special else kept).append(name)
+        taken = _taken_for_experts(model, {name.rpartition(".")[2] for name in kept})
+        left += [name for name in kept if name.rpartition(".")[2] in taken]
+        kept = [name for name in kept if name.rpartition(".")[2] not in taken]
+        names = {name.rpartition(".")[2] for name in kept}
+        left += [name for name in sorted(modules.keys() - {*kept, *left}) if name.rpartition(".")[2] in names]
         _LINEAR[model] = kept, left
     return _LINEAR[model]
 
 
-def _is_special(parent: Any, last: str) -> bool:
-    mamba = last == "out_proj" and hasattr(parent, "A_log") and hasattr(parent, "D")
-    return mamba or last.isdigit() or (last in ROUTERS and hasattr(parent, "experts"))
+def _taken_for_experts(model: Any, names: Iterable[str]) -> set[str]:
+    """The names that PEFT replaces by those of all experts, which transformers 4 called so, in some mixtures of them.
+
+    With such a name, PEFT trains every expert, and not the dense layers beside them that have it.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    taken = set()
+    for name in names:
+        config = LoraConfig(target_modules=[name])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # it is fused with others
+            taken.add(name)
+        else:
+            taken |= {name} - config.target_modules
+    return taken
+
+
+def _is_out_of_mamba(modules: Mapping[str, Any], name: str) -> bool:
+    parent, _, last = name.rpartition(".")
+    return last == "out_proj" and hasattr(modules[parent], "A_log") and hasattr(modules[parent], "D")
+
+
+def _experts(model: Any) -> tuple[list[str], set[str]]:
+    """The names of the tensors that hold the weights of all experts of a layer, and of the modules that route to them.
+
+    Every family has its own names, so the shapes tell: beside a tensor of three dimensions, whose first is the number
+    of experts, there is a matrix with an output for each of them.
+    """
+    modules, tensors = dict(model.named_modules()), plain_parameters(model)
+    # A matrix in 4 bits is packed; its module knows the number of outputs.
+    outputs = {
+        name: getattr(modules.get(name.rpartition(".")[0]), "out_features", len(p))
+        for name, p in tensors.items()
+        if p.dim() == 2
+    }
+    experts: list[str] = []
+    routers: set[str] = set()
+    for name, p in tensors.items():
+        owner = name.rpartition(".")[0]
+        if p.dim() != 3 or isinstance(modules.get(owner), torch.nn.Conv1d):
+            continue
+        block = owner.rpartition(".")[0]
+        while block and not isinstance(modules.get(block), torch.nn.ModuleList):  # that is the list of layers
+            beside = [n for n in outputs if n.startswith(f"{block}.") and not n.startswith(f"{owner}.")]
+            if found := [n for n in beside if outputs[n] == len(p)]:
+                experts.append(name)
+                routers.update(n.rpartition(".")[0] for n in found)
+                break
+            block = block.rpartition(".")[0]
+    return experts, routers
 
 
 def all_linear(model: Any) -> dict[str, Any]:
@@ -74,8 +131,7 @@ def _pattern(name: str) -> str:
 
 def expert_parameters(model: Any) -> list[str]:
     """The names, within a layer, of the tensors that hold the weights of all experts: PEFT's `target_parameters`."""
-    names = [name for name, p in plain_parameters(model).items() if p.dim() == 3 and ".experts." in name]
-    return sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
+    return sorted({re.sub(r"^.*\.\d+\.", "", name) for name in _experts(model)[0]})
 
 
 def chosen_places(
