@@ -184,3 +184,13 @@ def test_sampled_answers_become_pairs_by_the_tasks_metric(base, judged, monkeypa
 
 def test_answers_that_are_scored_are_not_sampled(tiny_zero, data):
     assert "none can be sampled" in DPO(samples=4).applies(tiny_zero, data).reason
+
+
+def test_places_that_something_else_decides_are_refused(base, fine_tuned, judged):
+    named = {"target_modules": ["q_proj"]}
+    assert DPO(**named).applies(base, judged).applies
+    verdict = DPO(**named).applies(fine_tuned, judged)
+    assert verdict.reason == "it goes on with the weights that are tuned already: leave `target_modules` out"
+    assert DPO(full=True, **named).applies(base, judged).reason == (
+        "`full` trains all parameters: leave `target_modules` out"
+    )

@@ -582,7 +582,12 @@ def test_qlora_says_what_it_needs(monkeypatch):
     assert "uv pip install bitsandbytes" in QLoRA().reason_against(SimpleNamespace(engine="auto"))
     monkeypatch.setattr(qlora, "find_spec", lambda name: name)
     assert "openvino" in QLoRA().reason_against(SimpleNamespace(engine="openvino"))
-    assert QLoRA().reason_against(SimpleNamespace(engine="auto")) == ""
+    artifact = SimpleNamespace(engine="auto", model="embedded")
+    assert QLoRA().reason_against(artifact) == ""
+    assert "target_modules" in QLoRA(target_modules=["q_proj"], continue_from="run").reason_against(artifact)
+    assert "dropout" in QLoRA(dropout=0.1, target_parameters=["mlp.experts.down_proj"]).reason_against(artifact)
+    with pytest.raises(ConfigError, match="nothing in the model is named 'qproj'"):
+        QLoRA(target_modules=["qproj"]).reason_against(artifact)
 
 
 def test_a_quantized_base_is_opened_by_torch_alone():

@@ -82,9 +82,14 @@ class LoRA(FineTune):
     trained_tokens: Names = ()
     learning_rate: LearningRate = 1e-3
 
+    @property
+    def named_places(self) -> list[str]:
+        """Which of the settings that say what is updated are set."""
+        return [name for name in PLACES if getattr(self, name)]
+
     def reason_against(self, artifact: Artifact) -> str:
         """Say what is wrong with the places that are named, if anything."""
-        named = [name for name in PLACES if getattr(self, name)]
+        named = self.named_places
         if named and self.continue_from:
             return f"`continue_from` brings its own {named[0]}: leave that setting out"
         if self.target_parameters and (self.dropout or self.variant.get("use_dora")):
@@ -223,12 +228,12 @@ class QLoRA(LoRA):
     quantization: ClassVar[str] = "nf4"
 
     def reason_against(self, artifact: Artifact) -> str:
-        """Say what is missing for a base model in 4 bits."""
+        """Say what is missing for a base model in 4 bits, or wrong with the places that are named."""
         if missing := [name for name in QLORA_LIBRARIES if find_spec(name) is None]:
             return f"a base model in 4 bits needs {' and '.join(missing)}: uv pip install {' '.join(missing)}"
         if artifact.engine not in ("auto", "torch"):
             return f"only the torch engine runs a base model in 4 bits, and the artifact asks for {artifact.engine}"
-        return ""
+        return super().reason_against(artifact)
 
 
 @rung("adalora", family="parameter-efficient", order=780)

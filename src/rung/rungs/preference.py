@@ -72,9 +72,13 @@ class FurtherTuning(LoRA):
         return artifact.weights.adapter
 
     def reason_against(self, artifact: Artifact) -> str:
-        """Refuse to train all parameters below an adapter."""
-        if self.full and artifact.weights.adapter is not None:
+        """Refuse to train all parameters below an adapter, and places that something else decides."""
+        tuned = artifact.weights.adapter is not None
+        if self.full and tuned:
             return "all parameters cannot be trained below an adapter: merge it first, or leave `full` out"
+        if (self.full or tuned) and self.named_places:
+            why = "`full` trains all parameters" if self.full else "it goes on with the weights that are tuned already"
+            return f"{why}: leave `{self.named_places[0]}` out"
         return super().reason_against(artifact)
 
     def reached_share(self, engine: TorchEngine) -> float | None:
