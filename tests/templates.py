@@ -1,5 +1,10 @@
 """Chat templates as the models' authors publish them (Llama 3.1 without its tool branches), and chats to render."""
 
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
@@ -72,3 +77,18 @@ CHATS = {
     "system": [{"role": "system", "content": "Be brief."}, USER],
     "turns": [USER, {"role": "assistant", "content": "On its way."}, {"role": "user", "content": "Thanks"}],
 }
+
+
+def published(name: str) -> str:
+    """A chat template as its maker publishes it, such as `qwen3`."""
+    trl = find_spec("trl")
+    return (Path(str(trl and trl.origin)).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+def with_template(model: Path, target: Path, template: str) -> Path:
+    """A copy of a model with this chat template."""
+    shutil.copytree(model, target)
+    (target / "chat_template.jinja").unlink(missing_ok=True)
+    file = target / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    return target

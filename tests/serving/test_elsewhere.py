@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from running_server import text_artifact
@@ -11,6 +12,7 @@ from rung.errors import ArtifactError, TrainingError
 from rung.export.servers import export_for, server_name
 from rung.training.adapters import Bottleneck
 from rung.training.peft import PeftAdapter, peft
+from templates import published, with_template
 
 ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late.", "a b c")]
 
@@ -84,10 +86,22 @@ def test_ollama_gets_one_file_and_a_modelfile(tiny_folder, tmp_path):
     from gguf import GGUFReader
 
     export_for("ollama", text_artifact(tiny_folder), tmp_path / "out")
-    assert (tmp_path / "out" / "Modelfile").read_text().splitlines()[0] == "FROM ./model.gguf"
+    lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()
+    assert lines[0] == "FROM ./model.gguf"
+    assert 'SYSTEM """Say something about this."""' in lines
     assert len(GGUFReader(tmp_path / "out" / "model.gguf").tensors) > 0
     assert not (tmp_path / "out" / "model").exists()
     assert Artifact.load(tmp_path / "out" / "artifact").decoder == Generate(12)
+
+
+def test_an_artifact_that_thinks_thinks_in_ollama(tiny_folder, tmp_path):
+    artifact = text_artifact(with_template(tiny_folder, tmp_path / "model", published("qwen3")))
+    for thinking, empty in (("off", True), ("on", False)):
+        one = replace(artifact, prompt=replace(artifact.prompt, thinking=thinking))
+        export_for("ollama", one, tmp_path / thinking)
+        (template,) = (s for s in (tmp_path / thinking / "Modelfile").read_text().splitlines() if s[:8] == "TEMPLATE")
+        assert template.endswith('<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n" }}"""') is empty
+        assert template.endswith('<|im_start|>assistant\\n" }}"""') is not empty
 
 
 def test_what_another_server_cannot_answer_is_refused(artifacts, tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,7 @@ from rung.export.servers import modelfile, ollama_template, server_template
 from rung.models.messages import encode_messages
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from templates import CHATML, GEMMA, GENERATION, LLAMA3, QWEN
+from templates import CHATML, GEMMA, GENERATION, LLAMA3, QWEN, published
 
 SYSTEM, USER = {"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": 'Where is "{{ .Content }}"?'}
 TALK = (SYSTEM, USER, {"role": "assistant", "content": "{% raw %} é 🙂"}, {"role": "user", "content": "And now?"})
@@ -114,8 +112,7 @@ def test_transformers_renders_the_server_s_template_as_rung_does(tokenizer, temp
 def test_a_server_s_template_thinks_as_the_artifact_does_unless_asked(tokenizer, name):
     from transformers import AutoTokenizer
 
-    trl = find_spec("trl")
-    own = (Path(str(trl and trl.origin)).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+    own = published(name)
     loaded = tokenizer(own)
     theirs = AutoTokenizer.from_pretrained(loaded.folder)
 
@@ -128,3 +125,28 @@ def test_a_server_s_template_thinks_as_the_artifact_does_unless_asked(tokenizer,
     assert loaded.encode(text(off)) == encode_messages(loaded, (USER,))
     assert text(off) == text(own, enable_thinking=False) != text(own, enable_thinking=True)
     assert text(on) == text(off, enable_thinking=True) == text(own, enable_thinking=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
+def test_ollama_s_template_thinks_as_the_artifact_does(tokenizer, name):
+    from transformers import AutoTokenizer
+
+    loaded = tokenizer(published(name))
+    theirs = AutoTokenizer.from_pretrained(loaded.folder)
+    for messages in SHAPES:
+        for thinking in ("off", "on"):
+            wanted = theirs.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, enable_thinking=thinking == "on"
+            )
+            assert ollama_template(loaded, thinking).render(messages) == wanted
+    assert "</think>" in modelfile(loaded, 9)
+    assert "</think>" not in modelfile(loaded, 9, thinking="on")
+
+
+def test_thoughts_that_ollama_cannot_set_apart_are_refused(tokenizer):
+    with pytest.raises(ModelError) as unknown:
+        ollama_template(tokenizer(CHATML), "on")
+    assert unknown.value.code == "no-thinking"
+    with pytest.raises(ArtifactError, match="ends a thought with '</thought>' and not with '</think>'") as other:
+        ollama_template(tokenizer(published("qwen3").replace("think>", "thought>")), "on")
+    assert other.value.code == "export-unsupported"

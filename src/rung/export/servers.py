@@ -21,9 +21,10 @@ from rung.errors import ArtifactError
 from rung.export.gguf import write_gguf
 from rung.export.merge import check_new, write_model
 from rung.models.cache import publish
+from rung.models.chat import Beginning
 from rung.models.messages import Message, Messages, accepts_system, end_token, fold_system
 from rung.models.reference import ModelFiles, is_endpoint, resolve
-from rung.models.thinking import Thinking, answer_beginning
+from rung.models.thinking import THOUGHT_END, Thinking, answer_beginning, thought_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
@@ -106,26 +107,33 @@ class OllamaTemplate:
         return loop + _quoted(self.end)
 
 
-def ollama_template(tokenizer: Tokenizer) -> OllamaTemplate:
+def ollama_template(tokenizer: Tokenizer, thinking: Thinking = "off") -> OllamaTemplate:
     """The text around messages in a model's chats, without the beginning token where llama.cpp adds it.
 
     Raises:
         ArtifactError: `export-unsupported`: the chat template does more than put text around messages.
-        ModelError: it is broken, or does not take a conversation of user and assistant in turns.
+        ModelError: it is broken, does not take a conversation of user and assistant in turns, or knows no thoughts.
     """
-    turns = _around(tokenizer, ("user", "assistant", "user"))
-    system = _around(tokenizer, ("system", "user"))
+    if thinking != "off" and (stop := thought_beginning(tokenizer, thinking).stop) != THOUGHT_END:
+        # The whole text is one message there, in which clients find the answer by this tag.
+        raise _refused(f"ends a thought with {stop!r} and not with {THOUGHT_END!r}")
+
+    def rendered(messages: Messages) -> str:
+        return _rendered(tokenizer, messages, thinking)
+
+    turns = _around(rendered, ("user", "assistant", "user"))
+    system = _around(rendered, ("system", "user"))
     template = OllamaTemplate(system[0], system[1], turns[0], turns[1], turns[2], turns[3])
-    if any(_rendered(tokenizer, chat) != template.render(chat) for chat in (_chat(roles, WORDS) for roles in CHATS)):
+    if any(rendered(chat) != template.render(chat) for chat in (_chat(roles, WORDS) for roles in CHATS)):
         raise _refused("does more than put text around messages")
     loose = _chat(("user",), (LOOSE,))
-    return replace(template, strips=_rendered(tokenizer, loose) != template.render(loose))
+    return replace(template, strips=rendered(loose) != template.render(loose))
 
 
-def _around(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
+def _around(rendered: Callable[[Messages], str], roles: Sequence[str]) -> list[str]:
     """The text before, between and after the messages of a conversation."""
     marks = [f"RUNG{number}MARK" for number in range(len(roles))]
-    text, pieces = _rendered(tokenizer, _chat(roles, marks)), []
+    text, pieces = rendered(_chat(roles, marks)), []
     for mark in marks:
         before, mark_found, text = text.partition(mark)
         if not mark_found:
@@ -134,10 +142,11 @@ def _around(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
     return [*pieces, text]
 
 
-def _rendered(tokenizer: Tokenizer, messages: Messages) -> str:
-    """The text from which llama.cpp gets the tokens that `encode_messages` gives."""
+def _rendered(tokenizer: Tokenizer, messages: Messages, thinking: Thinking) -> str:
+    """The text from which llama.cpp gets the tokens that `encode_messages` gives; a thought is the model's to open."""
     folded = messages if accepts_system(tokenizer) else fold_system(messages)
-    text = tokenizer.render(folded, begin=answer_beginning(tokenizer))
+    begin = answer_beginning(tokenizer, thinking)
+    text = tokenizer.render(folded, begin=begin if thinking == "off" else Beginning(begin.variables))
     if tokenizer.chat_template is None or not tokenizer.adds_bos:
         return text
     if tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token):
@@ -229,22 +238,24 @@ def _write_folder(artifact: Artifact, files: ModelFiles, target: Path, progress:
 
 def _write_ollama(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:
     # first: it may refuse, and is quick
-    instructions = modelfile(Tokenizer.load(files.folder), files.context, artifact.prompt.head())
+    prompt = artifact.prompt
+    instructions = modelfile(Tokenizer.load(files.folder), files.context, prompt.head(), prompt.thinking)
     _write_folder(artifact, files, target, progress)
     write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
     shutil.rmtree(target / "model")
     (target / "Modelfile").write_text(instructions, "utf-8")
 
 
-def modelfile(tokenizer: Tokenizer, context: int, system: str = "") -> str:
+def modelfile(tokenizer: Tokenizer, context: int, system: str = "", thinking: Thinking = "off") -> str:
     """A Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
 
     `system` is the artifact's system message: Ollama adds it where a client sends none, as Rung's own client does.
 
     Raises:
         ArtifactError: `export-unsupported`: Ollama's template language cannot express the model's chat template.
+        ModelError: `no-thinking`: the chat template knows no thoughts, and the artifact thinks.
     """
-    template = ollama_template(tokenizer)
+    template = ollama_template(tokenizer, thinking)
     ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file
     stops = [json.dumps(tokenizer.decode([end], skip_special=False), ensure_ascii=False) for end in ends]
     note = "# The model's own template strips white space around messages; this one cannot."

@@ -46,8 +46,8 @@ class Thought(Beginning):
         return tag.group() if tag else self.end.strip()
 
 
-_OPENING, _CLOSING = "<think>", "</think>"
-_WRITTEN = re.compile(rf"\A\s*+(?:{_OPENING})?+((?:(?!{_CLOSING}).)*+){_CLOSING}\s*", re.DOTALL)
+_OPENING, THOUGHT_END = "<think>", "</think>"
+_WRITTEN = re.compile(rf"\A\s*+(?:{_OPENING})?+((?:(?!{THOUGHT_END}).)*+){THOUGHT_END}\s*", re.DOTALL)
 
 
 def split_thought(text: str) -> tuple[str, str]:
