@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rung.errors import ConfigError, DataError, RungError
+from rung.errors import ConfigError, DataError, ModelError, RungError
+from templates import published, with_template
 
 HOLDOUT = {"split": {"method": "holdout"}}
 
@@ -364,6 +365,28 @@ def test_thoughts_that_nothing_learns_are_counted() -> None:
             "set `thinking: on`"
         ],
     )
+
+
+@pytest.mark.parametrize("bare", [0, 1, 400])
+def test_answers_without_a_thought_are_counted_where_the_model_is_to_think(
+    bare: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = with_template(tiny_folder, tmp_path / "model", published("qwen3"))
+    rows = []
+    for i, text in enumerate(texts(400)):
+        thought = {"reasoning_content": "It is short."} if i >= bare else {}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": f"done {i}", **thought}]
+        rows.append(json.dumps({"messages": turns}))
+    Path("a.jsonl").write_text("\n".join(rows))
+    task(
+        {"train": "a.jsonl", "split": {"method": "folds"}}, inputs=["messages"], output={"kind": "chat"},
+        model=str(model), thinking="on",
+    )  # fmt: skip
+    warning = (
+        f"{bare} of 400 training answers have no thought: what is trained on them answers without thinking, although "
+        "the task says `thinking: on`. Give every answer its `reasoning_content`, or leave `thinking` out"
+    )
+    assert found() == ([], [warning] if bare else [])
 
 
 def test_inputs_that_are_longer_than_what_reads_them_are_counted() -> None:

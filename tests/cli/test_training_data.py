@@ -60,8 +60,8 @@ def test_check_tells_it_as_json(task_file):
     assert told["rows"]["dropped_at"] == {"longer than the context": ["rows.jsonl:41"]}
     assert told["text"] == {
         "rows": 1, "kept": 1, "dropped": {}, "dropped_at": {}, "truncated": 0, "truncated_at": [],
-        "truncated_tokens": 0, "turns_apart": 0, "thoughts_left_out": 0, "examples": 1, "tokens": 8,
-        "reached_share": None,
+        "truncated_tokens": 0, "turns_apart": 0, "thoughts_left_out": 0, "without_thoughts": 0, "examples": 1,
+        "tokens": 8, "reached_share": None,
         "supervised": {"min": 7, "median": 7, "max": 7},
         "example": "<|endoftext|>>>>A text of the domain.<|endoftext|><<<",
     }  # fmt: skip

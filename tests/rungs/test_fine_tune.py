@@ -15,10 +15,12 @@ from rung.progress import Quiet
 from rung.rungs import LoRA
 from rung.rungs.adapters import TrainedAdapter
 from rung.rungs.fine_tune import LARGEST_BATCH, hold_out
+from rung.task import Task
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize
 from rung.training.loss import AnswerLoss
+from templates import published, with_template
 
 QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
 
@@ -313,3 +315,27 @@ def test_a_name_that_the_model_lacks_is_found_before_training(tiny_zero, data):
     with pytest.raises(ConfigError, match="qproj") as refused:
         LoRA(target_modules=["qproj"]).applies(tiny_zero, data)
     assert "q_proj" in refused.value.hint
+
+
+def test_one_answer_without_a_thought_lets_all_be_learned_without(tiny_folder, tmp_path):
+    model = with_template(tiny_folder, tmp_path / "model", published("qwen3"))
+
+    def rows(bare):
+        answers = [{"role": "assistant", "content": f"It is {i}."} for i in range(4)]
+        thoughtful = [{**answer, "reasoning_content": "So."} for answer in answers]
+        chosen = answers[:bare] + thoughtful[bare:]
+        return [{"messages": [{"role": "user", "content": f"{i}?"}, turn]} for i, turn in enumerate(chosen)]
+
+    task = Task(
+        name="sums", instruction="Add.", inputs=["messages"], output={"kind": "chat"}, data=rows(0), model=str(model),
+        thinking="on",
+    )  # fmt: skip
+    zero, told = Artifact.zero_shot(task, engine="torch"), {}
+    for bare in (0, 1, 4):
+        tuned = LoRA(rank=2, epochs=1).fit(zero, rows(bare))
+        told[bare] = list(training_data_lines(tuned.settings["lora"]["training_data"]))[1:3]
+        assert tuned.prompt.thinking == ("off" if bare else "on")
+    without = "no thought, so all are learned without, and the artifact answers without thinking although the task says"
+    assert not any("thought" in line for line in told[0])
+    assert told[1] == [f"1 answer has {without} to think", "the thoughts of 3 turns are left out"]
+    assert told[4][0] == f"4 answers have {without} to think"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from test_examples import QWEN3, chat_artifact, model
@@ -18,6 +16,7 @@ from rung.models.messages import encode_messages, for_template
 from rung.prompts.demonstrations import Demonstrations
 from rung.task import Task
 from rung.training.examples import TrainingReport, marked, tokenize
+from templates import published
 
 USER = {"role": "user", "content": "2+3?"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
@@ -37,12 +36,6 @@ def row(*turns, **columns):
     asked = read_row(values, ["messages"], "chat", "c.jsonl:1")
     assert (asked.id, dict(asked.inputs)) == (example.id, dict(example.inputs))
     return example
-
-
-def template(name):
-    """A chat template as its maker publishes it."""
-    trl = find_spec("trl")
-    return (Path(str(trl and trl.origin)).parent / "chat_templates" / f"{name}.jinja").read_text()
 
 
 def transformers_text(engine, turns, tools, *, prompt):
@@ -82,7 +75,7 @@ def test_the_row_s_system_turns_follow_the_instruction_in_one_message(tmp_path):
 
 
 def test_without_an_instruction_messages_are_those_of_the_row(tmp_path):
-    engine = model(tmp_path / "m", template=template("qwen3"))
+    engine = model(tmp_path / "m", template=published("qwen3"))
     turns = [{"role": "system", "content": " You are Ann. "}, USER, ANSWER, {"role": "user", "content": "Thanks"}]
     example = row(*turns, {"role": "assistant", "content": "Bye"})
     messages = chat_artifact("").messages(example.inputs)
@@ -128,7 +121,7 @@ def test_turns_of_weight_0_are_read_and_not_learnt(tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "qwen3_instruct_2507", "lfm2_v2", "qwen3_5_nothink", "qwen3_6"])
 def test_tool_calls_are_rendered_by_the_model_s_template(tmp_path, name):
-    engine = model(tmp_path / "m", template=template(name), context=4000)
+    engine = model(tmp_path / "m", template=published(name), context=4000)
     turns = [{"role": "system", "content": "Be kind."}, USER, CALLING, RESULT]
     example = row(*turns, ANSWER, tools=TOOLS)
     given = list(example.inputs["messages"])  # with the ids and names that calls and results get
@@ -145,7 +138,7 @@ def test_tool_calls_are_rendered_by_the_model_s_template(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
 def test_a_call_that_is_the_answer_is_learnt_as_the_template_writes_it(tmp_path, name):
-    engine = model(tmp_path / "m", template=template(name), context=4000)
+    engine = model(tmp_path / "m", template=published(name), context=4000)
     example = row(USER, CALLING, tools=json.dumps(TOOLS))
     assert example.outputs == ('<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>',)
     (trained,) = tokenize(chat_artifact(""), engine, [example])
@@ -171,7 +164,7 @@ def test_a_model_that_knows_no_tools_reads_and_learns_them_as_text(tmp_path):
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
 @pytest.mark.parametrize("thinks", [True, False])
 def test_thoughts_are_learnt_where_the_model_is_to_think(tmp_path, name, thinks):
-    engine = model(tmp_path / "m", template=template(name))
+    engine = model(tmp_path / "m", template=published(name))
     thinking = {**ANSWER, "reasoning_content": "2 and 3"}
     example = row(USER, thinking, {"role": "user", "content": "Sure?"}, thinking)
     assert example.outputs == ("It is 5.",)
@@ -188,7 +181,7 @@ def test_thoughts_are_learnt_where_the_model_is_to_think(tmp_path, name, thinks)
 
 
 def test_a_row_without_thoughts_is_learnt_after_an_empty_one(tmp_path):
-    engine = model(tmp_path / "m", template=template("qwen3_6"))
+    engine = model(tmp_path / "m", template=published("qwen3_6"))
     artifact = chat_artifact("")
     for thinking in ("off", "on"):
         artifact = replace(artifact, prompt=replace(artifact.prompt, thinking=thinking))

@@ -32,7 +32,7 @@ from rung.models.tokenizer import Tokenizer
 from rung.rungs import build
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
-from rung.training.examples import TOO_LONG, TrainingReport, marked, text_blocks, tokenize
+from rung.training.examples import TOO_LONG, TrainingReport, as_learned, marked, text_blocks, tokenize
 from rung.user_code import allowed, missing
 
 SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplicates
@@ -156,8 +156,14 @@ def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tok
 
 
 def _unlearned_thoughts(task: Task, rows: Sequence[Example]) -> Iterator[str]:
-    """Count the answers with thoughts that training leaves out, as the model is to answer without any."""
-    thoughtful = sum(row.turn is not None and "reasoning_content" in row.turn for row in rows)
+    """Count the answers that training learns otherwise than the task says: with a thought, or without one."""
+    thoughtful = sum(row.has_thought for row in rows)
+    if task.thinking != "off" and thoughtful < len(rows) and not is_endpoint(task.model):
+        yield (
+            f"{len(rows) - thoughtful:,} of {len(rows):,} training answers have no thought: what is trained on them "
+            f"answers without thinking, although the task says `thinking: {task.thinking}`. "
+            "Give every answer its `reasoning_content`, or leave `thinking` out"
+        )
     if thoughtful and task.thinking == "off":
         yield (
             f"{thoughtful:,} of {len(rows):,} training answers have thoughts, and nothing learns them: "
@@ -289,12 +295,18 @@ def _training_reports(task: Task, data: Data) -> dict[str, Any]:
     """What tuning learns from on top of zero-shot; rows that are too long are counted, where training would stop."""
     model, reports = LocalModel(resolve(task.model)), {}
     report = reports["rows"] = TrainingReport()
-    rows = tokenize(Artifact.zero_shot(task, data.labels), model, data.train, truncation="drop", report=report)
+    rows = tokenize(_learned(task, data, report), model, data.train, truncation="drop", report=report)
     report.measure(rows, model.tokenizer)
     if data.text:
         report = reports["text"] = TrainingReport(rows=len(data.text))
         report.measure(text_blocks(model, data.text, BLOCK_TOKENS), model.tokenizer)
     return {name: report.as_dict() for name, report in reports.items()}
+
+
+def _learned(task: Task, data: Data, report: TrainingReport) -> Artifact:
+    """The artifact that tuning zero-shot makes."""
+    bare = sum(not row.has_thought for row in data.train)
+    return as_learned(Artifact.zero_shot(task, data.labels), bare, report)
 
 
 def trained_row(task: Task, data: Data, number: int) -> dict[str, Any]:

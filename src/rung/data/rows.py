@@ -64,6 +64,11 @@ class Example:
     masked: tuple[int, ...] = ()
     weight: float = 1.0
 
+    @property
+    def has_thought(self) -> bool:
+        """Whether the answer comes with what was thought before it."""
+        return self.turn is not None and "reasoning_content" in self.turn
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

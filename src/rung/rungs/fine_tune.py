@@ -136,9 +136,9 @@ class FineTune(TrainConfig, Rung):
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         return replace(data, train=tuple(train)), held_out
 
-    def learns_thoughts(self, data: Data) -> bool:
-        """Whether all that is learned has thoughts before its answers."""
-        return all(row.turn is not None and "reasoning_content" in row.turn for row in data.train)
+    def without_thoughts(self, data: Data) -> int:
+        """How many of the answers that are learned have no thought before them."""
+        return sum(not row.has_thought for row in data.train)
 
     def objective(self, run: TrainingRun, progress: Progress) -> tuple[Sequence[Any], Loss | None, Evaluate | None]:
         """The rows as the loss reads them, the loss (None: of supervised tokens), and the measure of held-out rows."""
@@ -273,16 +273,14 @@ class FineTune(TrainConfig, Rung):
         import torch
 
         from rung.evaluation.report.words import TRAINING_DATA
-        from rung.training.examples import TrainingReport, show
+        from rung.training.examples import TrainingReport, as_learned, show
         from rung.training.loop import plan_batches
 
         engine = self._open(artifact, progress)
         engine.use(None)
         train, held_out = self.divide(data)
         report = TrainingReport()
-        if not self.learns_thoughts(train):
-            # Rows without thoughts teach to answer at once.
-            artifact = replace(artifact, prompt=replace(artifact.prompt, thinking="off"))
+        artifact = as_learned(artifact, self.without_thoughts(train), report)
         rows = self.training_rows(artifact, engine, train, report, progress)
         report.measure(rows, engine.tokenizer)
         report.reached_share = self.reached_share(engine)

@@ -148,10 +148,10 @@ class PreferenceTuning(FurtherTuning):
         """The preferences that this loss learns from."""
         return tuple(each for each in data.preferences if each.pair is not None)
 
-    def learns_thoughts(self, data: Data) -> bool:
-        """Whether all answers have thoughts."""
-        answers = [answer for each in data.preferences for answer in (each.chosen, each.rejected) if answer is not None]
-        return all(answer.turn is not None and "reasoning_content" in answer.turn for answer in answers)
+    def without_thoughts(self, data: Data) -> int:
+        """How many of the judged answers have no thought before them."""
+        answers = (answer for each in data.preferences for answer in (each.chosen, each.rejected) if answer is not None)
+        return sum(not answer.has_thought for answer in answers)
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It needs preferences, or answers that can be sampled and scored."""

@@ -38,6 +38,7 @@ class TrainingReport:
     dropped: dict[str, list[str]] = field(default_factory=dict)  # for every reason, the `file:line` of rows left out
     truncated: dict[str, int] = field(default_factory=dict)  # tokens cut off a row's longest input, by `file:line`
     thoughts_left_out: int = 0  # turns whose thoughts are not trained on, as the model answers without any
+    without_thoughts: int = 0  # answers that have none, and for which a task that thinks is learned without thoughts
     dropped_demonstrations: int = 0  # left out so that rows fit
     turns_apart: int = 0  # assistant turns that are examples of their own (see `_Reader._with_turns`)
     examples: int = 0  # sequences trained on: a row has one for each of its answers
@@ -64,10 +65,18 @@ class TrainingReport:
             "dropped_at": {reason: sources[:SHOWN] for reason, sources in self.dropped.items()},
             "truncated": len(self.truncated), "truncated_at": list(self.truncated)[:SHOWN],
             "truncated_tokens": sum(self.truncated.values()), "turns_apart": self.turns_apart,
-            "thoughts_left_out": self.thoughts_left_out,
+            "thoughts_left_out": self.thoughts_left_out, "without_thoughts": self.without_thoughts,
             "examples": self.examples, "tokens": self.tokens, "supervised": self.supervised, "example": self.example,
             "reached_share": self.reached_share,
         }  # fmt: skip
+
+
+def as_learned(artifact: Artifact, without_thoughts: int, report: TrainingReport) -> Artifact:
+    """The artifact that training makes: where some answers have no thought, they teach it to answer at once."""
+    if artifact.prompt.thinking == "off" or not without_thoughts:
+        return artifact
+    report.without_thoughts = without_thoughts
+    return replace(artifact, prompt=replace(artifact.prompt, thinking="off"))
 
 
 def marked(example: TokenizedExample, tokenizer: Tokenizer) -> str:

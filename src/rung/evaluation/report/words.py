@@ -424,8 +424,13 @@ def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
     if count := values["truncated"]:
         tokens = values["truncated_tokens"]
         yield f"{count:,} truncated, {tokens:,} tokens in all: {_places(values['truncated_at'], count)}"
+    if bare := values.get("without_thoughts"):
+        yield (
+            f"{bare:,} {'answer has' if bare == 1 else 'answers have'} no thought, so all are learned without, and the "
+            "artifact answers without thinking although the task says to think"
+        )
     if count := values.get("thoughts_left_out"):
-        yield f"the thoughts of {count:,} turns are left out: `thinking` is off"
+        yield f"the thoughts of {count:,} turns are left out{'' if bare else ': `thinking` is off'}"
     if count := values["turns_apart"]:
         yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
     if (reached := values.get("reached_share")) is not None and reached < 1:
