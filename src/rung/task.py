@@ -18,7 +18,7 @@ from rung.data.loading import load_data
 from rung.data.rows import Data
 from rung.data.sources import READERS, kind_of
 from rung.data.spec import DataSource, TaskSpec
-from rung.errors import ConfigError, Location, suggest
+from rung.errors import ConfigError, Location, RungError, suggest
 from rung.progress import card
 from rung.yamlfile import YamlFile, read_object, read_yaml
 
@@ -104,7 +104,7 @@ class Task(TaskSpec):
         """A context that gives errors without a location that of a key of the task file."""
         try:
             yield
-        except ConfigError as error:
+        except RungError as error:
             if self._file is not None:
                 error.where = error.where or self._file.where(key)
             raise

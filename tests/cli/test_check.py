@@ -494,7 +494,24 @@ def test_a_test_file_beside_folds_is_judged_too() -> None:
     assert problems == ["4 test rows can never show a difference: a gain of 10 points needs about 190"]
 
 
-def test_a_damaged_model_is_found(tmp_path: Path, tiny_folder: Path) -> None:
+JUDGE = {"name": "judge", "model": "damaged"}
+DAMAGED: list[tuple[dict[str, Any], str]] = [
+    ({"model": "damaged"}, "model: damaged"),
+    ({"model": ["embedded", "damaged"]}, "- damaged"),
+    ({"rungs": {"prompt-search": {"writer": "damaged"}}}, "writer: damaged"),
+    ({"rungs": {"label-descriptions": {"writer": "damaged"}}}, "writer: damaged"),
+    ({"rungs": {"gepa": {"reflection": "damaged"}}}, "reflection: damaged"),
+    ({"rungs": {"rl": {"judge_model": "damaged"}}}, "judge_model: damaged"),
+    ({"rungs": {"retrieval": {"reranker": "damaged"}}}, "reranker: damaged"),
+    ({"rungs": {"features": {"encoder": "damaged"}}}, "encoder: damaged"),
+    ({"metric": JUDGE, "output": {"column": "label", "kind": "text"}}, "model: damaged"),
+]
+
+
+@pytest.mark.parametrize(("settings", "line"), DAMAGED, ids=[str(settings) for settings, _ in DAMAGED])
+def test_every_model_that_the_task_names_is_verified(
+    settings: dict[str, Any], line: str, tmp_path: Path, tiny_folder: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "damaged"
@@ -502,7 +519,19 @@ def test_a_damaged_model_is_found(tmp_path: Path, tiny_folder: Path) -> None:
     tensors = {k: t for k, t in load_file(folder / "model.safetensors").items() if "layers.0." not in k}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     table("train.csv", labelled(60))
-    task({"train": "train.csv"}, model=str(folder))
+    task({"train": "train.csv"}, **settings)
     raised = check().exception
-    assert isinstance(raised, RungError)
-    assert (raised.code, "tensors are missing, such as model.layers.0." in str(raised)) == ("model-damaged", True)
+    assert isinstance(raised, ModelError)
+    assert (raised.code, "tensors are missing, such as" in str(raised)) == ("model-damaged", True)
+    assert raised.where is not None
+    assert (raised.where.text or "").strip() == line
+
+
+def test_a_model_that_is_nowhere_is_found_and_one_to_download_is_not_fetched() -> None:
+    table("train.csv", labelled(60))
+    task({"train": "train.csv"}, rungs={"prompt-search": {"writer": "org/to-download"}})
+    assert check().exception is None
+    task({"train": "train.csv"}, rungs={"prompt-search": {"writer": "./nowhere"}})
+    raised = check().exception
+    assert isinstance(raised, ModelError)
+    assert raised.code == "unknown-model"

@@ -107,6 +107,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     """
     data = task.read()
     validate_references(task, data)
+    _verify_models(task)
     report, files = data.report, _at_hand(task.model, "language model")
     count = None if files is None else _counter(files)
     if count is not None:
@@ -319,7 +320,7 @@ def trained_row(task: Task, data: Data, number: int) -> dict[str, Any]:
         message = f"there is no training row {number}"
         raise ConfigError("bad-option", message, hint=f"give a number from 1 to {len(data.train):,}")
     row, model, report = data.train[number - 1], LocalModel(resolve(task.model)), TrainingReport()
-    read = tokenize(Artifact.zero_shot(task, data.labels), model, [row], truncation="drop", report=report)
+    read = tokenize(_learned(task, data, report), model, [row], truncation="drop", report=report)
     examples = [
         {
             "tokens": list(each.tokens), "supervised": [list(span) for span in each.spans],
@@ -330,13 +331,47 @@ def trained_row(task: Task, data: Data, number: int) -> dict[str, Any]:
     return {"row": number, "source": row.source, "dropped": next(iter(report.dropped), None), "examples": examples}
 
 
+def _verify_models(task: Task) -> None:
+    """Verify all models that the task names, as far as they are here.
+
+    Raises:
+        ModelError: one is unknown, damaged or of another kind; it has the place in the task file.
+    """
+    named: list[tuple[tuple[str | int, ...], str, ModelKind]] = []
+    several = bool(task.other_models)
+    for number, model in enumerate(task.models):
+        named.append((("model", number) if several else ("model",), model, "language model"))
+    if task.corpus is not None:
+        named.append((("corpus", "encoder"), task.corpus.encoder, "encoder"))
+    if task.output.kind == "ranking":
+        named.append((("output", "encoder"), task.output.encoder, "encoder"))
+    if task.metric_name == "judge":
+        named.append((("metric", "model"), task.metric_settings["model"], "language model"))
+    wanted = {*task.rungs, *(task.constraints.rungs or ())} - {"zero-shot", *(task.constraints.exclude or ())}
+    for rung in build(wanted, task, 0):
+        place = ("rungs", rung.variant_of or rung.name)
+        named += [((*place, "encoder"), encoder, "encoder") for encoder in rung.encoders]
+        for setting, kind in rung.model_settings.items():
+            if reference := getattr(rung, setting):
+                named.append(((*place, setting), reference, kind))
+    for key, reference, kind in dict.fromkeys(named):
+        with task.located(*key):
+            _at_hand(reference, kind)
+
+
 def _at_hand(reference: str, kind: ModelKind) -> ModelFiles | None:
-    """The files of a model if they are here already; a check is not worth a download."""
+    """The files of a model if they are here already; a check is not worth a download.
+
+    Raises:
+        ModelError: the model is unknown, damaged or of another kind.
+    """
     if is_endpoint(reference):
         return None
     try:
         files = resolve(reference) if is_cached(reference) else None
-    except MachineError:
+    except MachineError as error:
+        if error.code != "missing-extra":
+            raise
         return None
     if files is not None and find_spec("transformers") is not None:
         verify(files, kind)  # a damaged model is a problem now, not at the first row of a climb

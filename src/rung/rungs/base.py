@@ -29,6 +29,7 @@ from rung.artifact.labels import label_scoring
 from rung.data.rows import LABELLED, Data
 from rung.errors import ConfigError, install_command, suggest
 from rung.machine import Machine
+from rung.models.checkpoint import ModelKind
 from rung.models.hub import is_static
 from rung.models.reference import is_cached, is_endpoint, resolve
 from rung.progress import QUIET, Progress
@@ -175,6 +176,7 @@ class Rung(ABC):
     with_preferences: ClassVar[bool] = False  # whether a climb tries it by default where the task has preferences
     variant_of: ClassVar[str] = ""  # the name of the rung that this is with another setting; see `variants`
     refits: ClassVar[bool] = False  # whether a climb confirms what is made from training and validation rows
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {}  # those that name a model, encoders aside
     learns: ClassVar[bool] = True  # whether `fit` reads the rows of the task; if not, one artifact serves all folds
 
     @property

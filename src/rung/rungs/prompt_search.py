@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example
@@ -17,6 +17,7 @@ from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.metrics.base import Metric
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
+from rung.models.checkpoint import ModelKind
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 from rung.prompt_search.candidates import SearchSpace, templates
@@ -63,6 +64,8 @@ class PromptSearch(Rung):
     """
 
     needs = ("prompt", "untuned")
+
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {"writer": "language model"}
 
     calls: CountOrZero = 1500
     tokens: CountOrZero = 0
@@ -183,6 +186,8 @@ class Gepa(Rung):
     """
 
     needs = ("prompt", "untuned")
+
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {"reflection": "language model"}
 
     reflection: str = ""
     calls: Count = 1500

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from rung.errors import TrainingError
 from rung.evaluation.racing import halve, race_order
 from rung.evaluation.scoring import metric_of
 from rung.machine import Machine
+from rung.models.checkpoint import ModelKind
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 from rung.prompt_search.candidates import SearchSpace
@@ -113,6 +114,8 @@ class LabelDescriptions(Rung):
     """
 
     needs = ("prompt", "untuned")
+
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {"writer": "language model"}
 
     writer: str = ""
     max_labels: Count = 40

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from rung.evaluation.metrics.judge import RUBRIC
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.scoring import REWARDED_BY, exact_metric, metric_of, unseen_metrics
 from rung.machine import Machine
+from rung.models.checkpoint import ModelKind
 from rung.progress import Progress
 from rung.rungs.base import Applicability, Cost, Positive, rung, skip
 from rung.rungs.costs import inference_cost, sizes
@@ -82,6 +83,8 @@ class RL(FurtherTuning):
 
     needs = ("training", "one prompt", "open weights", "training rows")
     trains_together = False  # answers that are sampled differ between processes
+
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {"judge_model": "language model"}
 
     advantage: AdvantageName = "rloo"
     group_size: Annotated[int, Field(ge=2)] = 8

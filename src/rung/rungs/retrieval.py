@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, cites
@@ -27,6 +27,7 @@ from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
 from rung.models import embedded
+from rung.models.checkpoint import ModelKind
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
@@ -73,6 +74,8 @@ class Retrieval(Rung):
     needs = ("prompt", "no documents", "untuned")
     reads_corpus = True
     opens_ramp = True  # a model has to be tuned with the documents that it will read
+
+    model_settings: ClassVar[Mapping[str, ModelKind]] = {"reranker": "reranker"}
 
     task: Task | None = None
     k: Count = 5
