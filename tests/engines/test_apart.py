@@ -7,15 +7,19 @@ import pytest
 import torch
 import transformers
 
-from rung.engines import apart
+from rung.engines import apart, torch_engine
 from rung.engines.apart import mend, runs_apart
 from rung.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
-from rung.engines.torch_engine import DEPTH, TorchEngine, mean_states
+from rung.engines.torch_engine import DEPTH, TorchEngine, end_states, mean_states
 from rung.errors import EngineError
 from rung.models.checkpoint import text_class
-from rung.training.examples import TokenizedExample
+from rung.training.activation_cache import _reason_against
+from rung.training.config import TrainConfig
+from rung.training.examples import Completions, TokenizedExample
 from rung.training.loss import AnswerLoss, packed_layers
+from rung.training.preferences import sequence_logprobs
+from rung.training.reward_model import answer_scores
 from rung.training.targets import linear_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.input_embeds. is deprecated:FutureWarning")  # of Nemotron-H
@@ -201,6 +205,60 @@ def test_embeddings_are_means_of_the_plain_forward(family):
 def test_a_prompt_is_what_the_template_writes(family):
     _, engine, _ = family
     assert engine.tokens(({"role": "user", "content": "t5 t6"},)) == (3, 5, 6, 4)
+
+
+def test_token_scores_and_states_are_those_of_row_by_row(family):
+    name, engine, oracle = family
+    texts = [prompt + CONTINUATIONS[1] for prompt in PROMPTS]
+    assert min(map(len, texts)) < LONGROPE["original_max_position_embeddings"] < max(map(len, texts))
+    for text, scored in zip(texts, engine.read(texts), strict=True):
+        with torch.no_grad():
+            logprobs = torch.log_softmax(oracle(input_ids=torch.tensor([text]), use_cache=False).logits[0], -1)
+        expected = [float(logprobs[i, token]) for i, token in enumerate(text[1:])]
+        np.testing.assert_allclose(scored.logprobs[1:], expected, atol=1e-4)
+    for states in (mean_states, end_states) if name != "llama4" else (mean_states,):  # its decoder gives logits
+        alone = np.concatenate([states(engine.use(None), [text]) for text in texts])
+        np.testing.assert_allclose(states(engine.use(None), texts), alone, atol=1e-4)
+
+
+def test_log_probabilities_of_judged_answers_are_those_of_the_plain_forward(family):
+    name, engine, oracle = family
+    model = engine.use(None)
+    rows = [Completions(prompt, CONTINUATIONS, "row") for prompt in PROMPTS]
+    apart = [[Completions(row.prompt, (each,), "row") for each in row.completions] for row in rows]
+    expected = []
+    for row in rows:
+        for each in row.completions:
+            ids = torch.tensor([(*row.prompt, *each[:-1])])  # nothing is predicted after the last token
+            with torch.no_grad():
+                logits = oracle(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 :]
+            expected.append(float(torch.log_softmax(logits, -1)[range(len(each)), each].sum()))
+    np.testing.assert_allclose(np.ravel(sequence_logprobs(model, rows)), expected, atol=1e-3)
+    if name != "llama4":
+        with torch.no_grad():
+            head = torch.ones(BASE["hidden_size"])
+            alone = torch.cat([answer_scores(model, head, [one]) for row in apart for one in row])
+            assert torch.allclose(answer_scores(model, head, rows), alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("longest", [44, 45])
+def test_states_of_rows_that_run_apart_are_not_kept(family, longest):
+    name, engine, _ = family
+    reason = _reason_against(engine.model, 2, TrainConfig(learning_rate=1e-3), longest)
+    apart = FAMILIES[name][2] or (name == "phi3-longrope" and longest == 45)
+    assert (reason == "each of its rows needs a pass of its own") is apart
+
+
+def test_continuous_batching_has_only_rows_that_may_share_a_pass(family, monkeypatch):
+    name, engine, _ = family
+    paged = []
+    monkeypatch.setattr(engine, "_paged", "anything")
+    monkeypatch.setattr(torch_engine, "suits", lambda model, *_, **__: not runs_apart(model))
+    monkeypatch.setattr(torch_engine, "generate_paged", lambda *rows, **_: paged.append(rows[2]) or rows[2])
+    for prompts in (PROMPTS, [p[:20] for p in PROMPTS]):
+        engine.generate([GenerateRequest(p, Sampling(max_tokens=2)) for p in prompts])
+    wanted = [] if FAMILIES[name][2] else [5] if name == "phi3-longrope" else [5, 5]
+    assert [len(prompts) for prompts in paged] == wanted
 
 
 def test_greedy_texts_are_those_of_the_plain_forward(family):

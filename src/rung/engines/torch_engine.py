@@ -185,9 +185,11 @@ class TorchEngine(LocalModel):
             # Hooks insert virtual tokens; the CUDA graphs of continuous batching would leave them out.
             virtual = adapter is not None and bool(self._change(adapter).prefix)
             report: dict[str, Any] = {"progress": progress, "cancelled": cancelled}
+            longest = max(map(len, prompts)) + sampling.max_tokens
             with self.running(adapter) as model:
                 rows = (model, self.tokenizer, prompts, sampling)
-                if self._paged and not virtual and suits(model, sampling, constraint, logprobs=logprobs):
+                together = not virtual and not runs_apart(model, longest)
+                if self._paged and together and suits(model, sampling, constraint, logprobs=logprobs):
                     done = generate_paged(*rows, attention=self._paged, **report)
                 else:
                     done = decode(*rows, constraint, logprobs=logprobs, **report)
@@ -422,9 +424,11 @@ class _TorchSession:
 DEPTH = 2 / 3
 
 
-def _batches(model: Any, lengths: Sequence[int], logits: int = 1) -> Iterable[Sequence[int]]:
-    """The rows of each pass: all alone where they would change each other."""
-    return [[i] for i in range(len(lengths))] if runs_apart(model, max(lengths)) else batches(lengths, 0, logits)
+def _passes(model: Any, lengths: Sequence[int], logits: int = 1) -> Iterable[list[int]]:
+    """The rows of each forward pass: several, padded on the right, where they may share one."""
+    if runs_apart(model, max(lengths, default=0)):
+        return [[i] for i in range(len(lengths))]
+    return batches(lengths, 0, logits)
 
 
 @torch.inference_mode()
@@ -438,7 +442,7 @@ def mean_states(
     core, layers = model.get_decoder(), hidden_layers(model)
     depth = max(1, round(len(layers) * DEPTH))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
-    for batch in _batches(model, [len(p) for p in prompts]):
+    for batch in _passes(model, [len(p) for p in prompts]):
         rows = [prompts[i] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
@@ -459,7 +463,7 @@ def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int
     """
     core, lengths = model.get_decoder(), [len(row) for row in rows]
     result = np.empty((len(rows), model.config.get_text_config().hidden_size), np.float32)
-    for batch in _batches(model, lengths):
+    for batch in _passes(model, lengths):
         width = max(lengths[i] for i in batch)
         ids = torch.tensor([[*rows[i], *([0] * (width - lengths[i]))] for i in batch], device=model.device)
         states = core(input_ids=ids, use_cache=False).last_hidden_state
@@ -536,7 +540,7 @@ def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list
     results: dict[int, TokenScores] = {}
     # `batches` plans for one row of logits per tree node; here every token of a text needs one.
     longest = max(map(len, texts))
-    for batch in _batches(model, [len(text) for text in texts], vocabulary * longest):
+    for batch in _passes(model, [len(text) for text in texts], vocabulary * longest):
         rows = [texts[i] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)

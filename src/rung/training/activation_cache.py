@@ -59,7 +59,7 @@ def cached_loss(
     bytes of memory. Where the whole model has to run at every step, there is no loss, and `progress` shows why.
     """
     progress.start("running the frozen layers once", len(rows))
-    reason = _reason_against(model, depth, config)
+    reason = _reason_against(model, depth, config, max((len(row.tokens) for row in rows), default=0))
     loss: Loss | None = None
     if not reason:
         memory = int(CACHE_SHARE * (free_bytes(model) if free is None else free))
@@ -73,12 +73,12 @@ def cached_loss(
     return loss
 
 
-def _reason_against(model: Any, depth: int | None, config: TrainConfig) -> str:
+def _reason_against(model: Any, depth: int | None, config: TrainConfig, longest: int) -> str:
     if config.neftune_alpha > 0:
         return "noise on the embeddings differs from step to step"
     if has_dropout(model):
         return "the model has dropout"
-    if runs_apart(model):
+    if runs_apart(model, longest):
         return "each of its rows needs a pass of its own"
     if depth == 0:
         return "no layer is frozen"

@@ -73,7 +73,8 @@ def token_logprobs(model: Any, part: Sequence[Completions]) -> list[torch.Tensor
 
     A prompt runs once for all its completions, unless the model drops activations at random, or its rows run apart.
     """
-    apart, share = runs_apart(model), not has_dropout(model)
+    longest = max((len(row.prompt) + len(each) for row in part for each in row.completions), default=0)
+    apart, share = runs_apart(model, longest), not has_dropout(model)
     if apart or not share:
         part = [Completions(row.prompt, (each,), row.source) for row in part for each in row.completions]
     if apart:

@@ -88,7 +88,8 @@ def answer_scores(model: Any, head: torch.Tensor, part: Sequence[Completions]) -
 
     A prompt runs once for all its completions, unless the model drops activations at random, or its rows run apart.
     """
-    apart, share = runs_apart(model), not has_dropout(model)
+    longest = max(len(row.prompt) + len(each) for row in part for each in row.completions)
+    apart, share = runs_apart(model, longest), not has_dropout(model)
     # One token more: the last token of a completion is never read, as nothing follows it.
     rows = [Completions(row.prompt, tuple((*each, each[-1]) for each in row.completions), row.source) for row in part]
     if apart or not share:
