@@ -326,7 +326,7 @@ class AdaLora(PeftAdapter):
         largest = max(ranks.values())
         config = peft().LoraConfig(  # alpha = rank: the scale is in the matrices
             r=largest, lora_alpha=largest, rank_pattern=ranks, alpha_pattern=dict(ranks), task_type="CAUSAL_LM",
-            target_modules=sorted(self._config.target_modules),
+            target_modules=sorted(self._config.target_modules), exclude_modules=self._config.exclude_modules,
         )  # fmt: skip
         write_peft_folder(folder, config, tensors, fingerprint)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +119,25 @@ def all_linear(model: Any) -> dict[str, Any]:
     """
     kept, left = linear_layers(model)
     names = sorted({name.rpartition(".")[2] for name in kept})
-    clashing = {_pattern(name) for name in left if name.rpartition(".")[2] in names}
+    shared = {above for name in kept for above in _above(f"{_without_numbers(name)}.")}
+    clashing = {_pattern(name, shared) for name in left if name.rpartition(".")[2] in names}
     excluded = {"exclude_modules": "|".join(sorted(clashing))} if clashing else {}
     return {"target_modules": names, **excluded}
 
 
-def _pattern(name: str) -> str:
-    """A regular expression for a layer's name in every layer of the model."""
-    return re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(name))
+def _pattern(name: str, shared: Container[str]) -> str:
+    """A regular expression for the whole branch of the model with this name that has no name of `shared`."""
+    plain = _without_numbers(name)
+    branch = next((above for above in _above(f"{plain}.") if above not in shared), None)
+    if branch is None:  # it is like others in other layers
+        return re.escape(name)
+    escaped = re.sub(r"\\\.N(?=\\\.|$)", r"\\.\\d+", re.escape(branch))
+    return escaped if branch == plain else rf"{escaped}\..*"
+
+
+def _without_numbers(name: str) -> str:
+    """The name with N for every number between dots, which no name of a module is."""
+    return re.sub(r"\.\d+(?=\.)", ".N", name)
 
 
 def expert_parameters(model: Any) -> list[str]:
