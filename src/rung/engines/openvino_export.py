@@ -24,8 +24,9 @@ from typing import Any, Literal, get_args
 from rung.errors import EngineError, install_command
 from rung.machine import peak_memory_of_children
 from rung.models.cache import cache_dir, offline, publish, recall, remember
+from rung.models.checkpoint import text_class
 from rung.models.embedded import installer
-from rung.models.hub import loaded_weights
+from rung.models.hub import loaded_weights, read_settings
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -249,12 +250,13 @@ def finish(source: Path, target: Path, precision: ExportPrecision) -> None:
     import numpy as np
     import openvino
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from rung.engines.apart import mend
 
     _export_tokenizer(source, target)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
+    loader = text_class(read_settings(source / "config.json").get("model_type", ""))
+    model = loader.from_pretrained(source, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    mend(model)
     tokens = np.random.default_rng(0).integers(0, model.get_input_embeddings().weight.shape[0], (1, COMPARED_TOKENS))
     with torch.inference_mode():
         expected = torch.log_softmax(model(input_ids=torch.from_numpy(tokens)).logits[0], -1).numpy()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,11 @@ OTHER_MODEL = (
 )
 SHOWN = 3  # tensors that an error names
 
-# Tensors that text does not need: towers for images and sound, heads that predict several tokens at once.
-_OTHER_PARTS = ("vision", "visual", "image", "audio", "speech", "multi_modal", "mm_projector", "mtp.", "patch_embed")
+# Modules that text does not need: towers for images and sound, heads that predict several tokens at once.
+_OTHER_PARTS = {
+    "vision_tower", "vision_model", "vision_encoder", "visual", "embed_vision", "image_newline", "audio_tower",
+    "audio_encoder", "audio_model", "embed_audio", "speech_encoder", "multi_modal_projector", "mm_projector", "mtp",
+}  # fmt: skip
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
 _HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
@@ -139,7 +143,7 @@ def check_loaded(
     extra = [
         key
         for key in sorted(info["unexpected_keys"])
-        if not key.endswith(_BUFFERS) and not any(part in key for part in _OTHER_PARTS)
+        if not key.endswith(_BUFFERS) and _OTHER_PARTS.isdisjoint(_modules_above(key))
     ]
     written_by = next((why for prefix, why in _TRAINERS.items() if any(key.startswith(prefix) for key in extra)), None)
     if model is not None:
@@ -165,6 +169,11 @@ def text_class(model_type: str) -> Any:
 
     wrapped = model_type in _READ_IMAGES
     return transformers.AutoModelForImageTextToText if wrapped else transformers.AutoModelForCausalLM
+
+
+def _modules_above(key: str) -> Iterator[str]:
+    """The parts of a tensor's name before the first number: names within the layers of a text decoder say nothing."""
+    return takewhile(lambda part: not part.isdigit(), key.split("."))
 
 
 def _config(files: ModelFiles) -> Any:
