@@ -1,6 +1,9 @@
 """Artifacts that a server loads by their name at the first request, and those that it lets go."""
 
+import asyncio
 import shutil
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -53,6 +56,54 @@ def test_the_artifacts_asked_for_last_are_served(shelf, artifacts, server):
         file.write_text(file.read_text() + " ")
         assert ask("few-shot").json()["error"]["code"] == "artifact-damaged"
         assert names() == ["intents", "notes"]
+    served.close()
+
+
+def test_what_makes_room_does_not_wait_for_the_next_load(shelf, monkeypatch):
+    served, next_asked, slow = Served(), threading.Event(), threading.Event()
+    opened = Served._opened
+
+    def opens(self, artifact, folder, name, progress):
+        if name == "head":
+            next_asked.wait(20)
+        elif name == "notes":
+            slow.wait(20)
+        return opened(self, artifact, folder, name, progress)
+
+    def check(folder):
+        if folder.name == "notes":  # its thread then waits until `head` is loaded
+            next_asked.set()
+
+    monkeypatch.setattr(Served, "_opened", opens)
+    with running(served, on_demand=OnDemand(shelf, 1, check)) as lazy, ThreadPoolExecutor(2) as many:
+        assert lazy.post("/v1/tasks/intents/predict", ROWS).status_code == 200
+        first = many.submit(lazy.post, "/v1/tasks/head/predict", ROWS)
+        while not served._loading.locked():
+            time.sleep(0.01)
+        second = many.submit(lazy.post, "/v1/tasks/notes/predict", ROWS)
+        try:
+            assert first.result().status_code == 200
+            assert [each.name for each in served.artifacts()] == ["head"]
+        finally:
+            slow.set()
+        assert second.result().status_code == 200
+    served.close()
+
+
+def test_what_made_room_still_answers_those_who_asked_for_it(shelf):
+    async def both(served):
+        lazy = OnDemand(shelf, 1)
+        found = await asyncio.gather(*(lazy.need(served, name) for name in ("intents", "head")))
+        (kept,) = (each.name for each in served.artifacts())
+        served.unload(kept)  # as an administrator may
+        return found, await lazy.need(served, "notes"), await lazy.need(served, "nothing")
+
+    served = Served()
+    with ThreadPoolExecutor(1) as own:  # where no browser of other tests has a loop
+        found, later, nothing = own.submit(lambda: asyncio.run(both(served))).result()
+    assert [each.name for each in found] == ["intents", "head"]
+    assert (later.name, nothing) == ("notes", None)
+    assert [each.name for each in served.artifacts()] == ["notes"]
     served.close()
 
 

@@ -2,6 +2,8 @@
 
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -10,6 +12,7 @@ from running_server import BASE, HELLO, running, text_artifact
 from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.serving.access import Access, KeyRing, create_key
+from rung.serving.context import RENDERERS
 from rung.serving.served import Served
 
 
@@ -101,6 +104,22 @@ def test_replacing_an_artifact_breaks_no_request(server):
         thread.join()
     assert set(seen) <= {4, 7}
     assert tokens(server) == 7
+
+
+def test_while_an_artifact_loads_requests_are_answered_and_others_are_unloaded(server, monkeypatch):
+    put(server, "notes", "first")
+    served, begun = server.context.served, []
+    load = served.load
+    monkeypatch.setattr(served, "load", lambda *given, **more: (begun.append(given), load(*given, **more))[1])
+    with ThreadPoolExecutor(RENDERERS) as many:
+        with served._loading:  # as long as something loads
+            waiting = [many.submit(put, server, f"other-{number}", "second") for number in range(RENDERERS)]
+            while len(begun) < RENDERERS:
+                time.sleep(0.01)
+            assert tokens(server) == 4
+            assert httpx.delete(f"{server.url}/v1/artifacts/notes", timeout=30).status_code == 200
+            assert tokens(server) == 404
+        assert [each.result().status_code for each in waiting] == [200] * RENDERERS
 
 
 def test_loading_is_off_unless_asked_for_and_needs_an_admins_key(folder, tmp_path, tiny_folder):

@@ -36,7 +36,7 @@ from rung.serving.served import Served, ServedArtifact
 
 if TYPE_CHECKING:
     from rung.feedback.capture import Capture
-    from rung.serving.on_demand import OnDemand
+    from rung.serving.on_demand import Loader
     from rung.serving.web.site import PageSources
 
 BACKLOG = 1024
@@ -143,7 +143,7 @@ def listen(host: str, port: int) -> socket.socket:
 def app_with(
     served: Served, *, access: Access | None = None, limits: RequestLimits | None = None,
     recorder: Capture | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
-    pages: PageSources | None = None, conversation: ConversationPolicy = "last", on_demand: OnDemand | None = None,
+    pages: PageSources | None = None, conversation: ConversationPolicy = "last", on_demand: Loader | None = None,
 ) -> FastAPI:  # fmt: skip
     """Make the application; by default anyone on this machine may ask.
 

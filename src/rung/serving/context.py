@@ -31,7 +31,7 @@ from rung.serving.shadows import Shadow, Shadows
 
 if TYPE_CHECKING:
     from rung.feedback.capture import Capture
-    from rung.serving.on_demand import OnDemand
+    from rung.serving.on_demand import Loader
 
 _Result = TypeVar("_Result")
 RENDERERS = 4  # threads that render and tokenize
@@ -44,7 +44,7 @@ class ServerContext:
 
     def __init__(
         self, served: Served, access: Access, limits: RequestLimits, recorder: Capture | None, load_from: Path | None,
-        conversation: ConversationPolicy = "last", on_demand: OnDemand | None = None,
+        conversation: ConversationPolicy = "last", on_demand: Loader | None = None,
     ) -> None:  # fmt: skip
         self.on_demand = on_demand
         self.served, self.access, self.limits = served, access, limits
@@ -71,9 +71,8 @@ class ServerContext:
 
     async def need(self, name: str) -> Servable:
         """Look up a name, after loading the artifact of that name where artifacts are loaded on demand."""
-        if self.on_demand is not None:
-            await self.on_demand.need(self.served, name)
-        return self.find(name)
+        found = None if self.on_demand is None else await self.on_demand.need(self.served, name)
+        return found or self.find(name)
 
     async def render(self, work: Callable[..., _Result], *arguments: Any, **options: Any) -> _Result:
         """Run short work (rendering, tokenizing) off the event loop."""

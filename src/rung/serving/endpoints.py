@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ async def models(context: Context) -> Response:
 @router.get("/models/{model:path}")
 async def model(model: str, context: Context) -> Response:
     """Describe one of them."""
-    return JSONResponse(_described(context.server.find(model)) | {"id": model})
+    return JSONResponse(_described(await context.server.need(model)) | {"id": model})
 
 
 @rung_router.put("/artifacts/{name}")
@@ -50,7 +51,8 @@ async def load(name: NewName, body: LoadRequest, context: Context) -> Response:
     folder, server = _loadable(context, body.folder), context.server
     replace = isinstance(server.served.find(name), ServedArtifact)
     try:
-        served = await server.render(server.served.load, folder, name, replace=replace)
+        # Not by the threads that render: a few loads that wait for one another would keep all requests waiting.
+        served = await asyncio.to_thread(server.served.load, folder, name, replace=replace)
     except RungError as error:
         raise Refused(409, error.code, str(error)) from error
     return JSONResponse(_described(served))

@@ -90,11 +90,16 @@ Servable = ServedModel | ServedEncoder | ServedArtifact
 
 @dataclass
 class Served:
-    """Everything that is served, by name. Reading takes no lock: the mapping is replaced, never changed."""
+    """Everything that is served, by name. Reading takes no lock: the mapping is replaced, never changed.
+
+    Loading takes long, and its lock is held all the while: only threads may wait for it, never an event loop. What
+    changes names alone takes the other lock, which nobody holds for longer than that.
+    """
 
     _bases: dict[tuple[str, str, str], ServedModel] = field(default_factory=dict)
     _names: dict[str, Servable] = field(default_factory=dict)
     _loading: threading.Lock = field(default_factory=threading.Lock)
+    _naming: threading.RLock = field(default_factory=threading.RLock)
     aliases: dict[str, str] = field(default_factory=dict)  # more names, of what has another; see `alias`
 
     def find(self, name: str) -> Servable | None:
@@ -185,18 +190,22 @@ class Served:
                     hint="stop it, and start it against what is served",
                 )  # fmt: skip
             challenger = replace(self._opened(Artifact.load(folder, progress), folder, name, progress), trial=record)
-            self._name(name, replace(current, trial=record, challenger=challenger))
+            with self._naming:
+                if self.find(name) is not current:
+                    problem = f"what is served as {name} has changed while its challenger was loaded"
+                    raise ConfigError("trial-mismatch", problem, hint="start the trial against what is served")
+                self._name(name, replace(current, trial=record, challenger=challenger))
 
     def withdraw(self, name: str) -> None:
         """End the trial under a name, if there is one; running requests end as they began."""
-        with self._loading:
+        with self._naming:
             current = self.find(name)
             if isinstance(current, ServedArtifact):
                 self._name(name, replace(current, trial=None, challenger=None))
 
     def unload(self, name: str) -> None:
         """Stop serving an artifact; running requests end as they began, and its base model stays."""
-        with self._loading:
+        with self._naming:
             if not isinstance(self.find(name), ServedArtifact):
                 hint = "base models stay until the server ends"
                 raise ArtifactError("wrong-folder", f"{name!r} is not an artifact", hint=hint)
@@ -243,7 +252,8 @@ class Served:
         return base
 
     def _name(self, name: str, served: Servable) -> None:
-        self._names = {**self._names, name: served}
+        with self._naming:
+            self._names = {**self._names, name: served}
 
 
 def is_plain(reference: str) -> bool:
