@@ -1,11 +1,13 @@
 """Ray Serve runs the application: an entrance, a deployment for each base model, artifacts that come and go."""
 
+import asyncio
 import json
 import socket
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,7 +19,15 @@ from rung.serving.access import create_key
 pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # of Ray Serve, to pydantic
 
-from rung.cluster.ray_serve import RayServing, answers, build  # noqa: E402
+from rung.cluster.ray_serve import RayServing, _replica, answers, build  # noqa: E402
+
+ROWS = {"rows": [{"text": "Where is my card?"}]}
+
+
+def apart(work):
+    """Run a coroutine in a thread, where no browser of other tests has a loop."""
+    with ThreadPoolExecutor(1) as own:
+        return own.submit(lambda: asyncio.run(work)).result()
 
 
 def test_settings_are_checked(artifacts):
@@ -28,17 +38,13 @@ def test_settings_are_checked(artifacts):
 
 
 def test_a_request_runs_through_the_application_as_over_http(server):
-    import asyncio
-    from concurrent.futures import ThreadPoolExecutor
-
     body = json.dumps({"rows": [{"text": "card"}]}).encode()
 
     async def pieces_of(path):
         return [piece async for piece in answers(server.app, "POST", path, "", "application/json", body)]
 
     def asked(path):
-        with ThreadPoolExecutor(1) as own:  # where no browser of other tests has a loop
-            return own.submit(lambda: asyncio.run(pieces_of(path))).result()
+        return apart(pieces_of(path))
 
     head, *pieces = asked("/v1/tasks/intents/predict")
     assert json.loads(head)["status"] == 200
@@ -47,6 +53,56 @@ def test_a_request_runs_through_the_application_as_over_http(server):
         == (server.post("/v1/tasks/intents/predict", {"rows": [{"text": "card"}]}).json()["predictions"][0]["output"])
     )
     assert json.loads(asked("/v1/nothing")[0])["status"] == 404
+
+
+@pytest.fixture
+def replica(artifacts, monkeypatch):
+    """A replica that keeps one artifact, with Ray's own multiplexer but without a cluster."""
+    place = SimpleNamespace(app_name="rung", deployment="base-0", replica_id="first")
+    monkeypatch.setattr("ray.serve.multiplex._get_internal_replica_context", lambda: place)
+    controller = SimpleNamespace(record_request_routing_info=lambda info: None)  # else Ray would start a cluster
+    monkeypatch.setattr("ray.serve.multiplex._get_global_client", lambda: controller)
+    replica = _replica(1)({name: str(artifacts[name]) for name in ("intents", "notes")})
+    yield replica
+    replica._served.close()
+
+
+async def status(replica, name):
+    pieces = replica.answer("POST", f"/v1/tasks/{name}/predict", "", "application/json", json.dumps(ROWS).encode())
+    head, *_ = [piece async for piece in pieces]
+    return json.loads(head)["status"]
+
+
+def test_an_artifact_that_makes_room_still_answers_the_request_that_has_it(replica):
+    need = replica.need
+
+    async def crossed(served, name):
+        """Another artifact takes the place before the application goes on."""
+        found = await need(served, name)
+        await replica.artifact({"intents": "notes", "notes": "intents"}[name])
+        assert served.find(name) is None
+        return found
+
+    async def ask():
+        replica.need = crossed
+        one_by_one = [await status(replica, name) for name in ("intents", "notes", "intents")]
+        replica.need = need
+        return one_by_one, await asyncio.gather(*(status(replica, name) for name in ("intents", "notes") * 8))
+
+    assert apart(ask()) == ([200] * 3, [200] * 16)
+    assert len(replica._served.artifacts()) == 1
+
+
+def test_a_load_goes_on_when_its_client_leaves(replica):
+    async def leave():
+        asked = asyncio.ensure_future(status(replica, "notes"))
+        while not (replica._served._loading.locked() or asked.done()):
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        return asked.cancelled(), [await status(replica, name) for name in ("notes", "intents", "notes", "nothing")]
+
+    assert apart(leave()) == (True, [200, 200, 200, 404])
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +132,17 @@ def test_ray_serves_the_artifacts_of_a_base_model(cluster, artifacts, server, tm
     secret, _ = create_key(tmp_path / "keys.jsonl", "anna")
     names = ("intents", "few-shot", "head", "notes")
     folders = {name: str(artifacts[name]) for name in names}
-    args = {"artifacts": folders, "keep": 2, "key_file": str(tmp_path / "keys.jsonl"), "replicas": [1, 1]}
+    args = {"artifacts": folders, "keep": 1, "key_file": str(tmp_path / "keys.jsonl"), "replicas": [1, 1]}
     serve.run(build(args))
     client = OpenAI(base_url=f"{cluster}/v1", api_key=secret, max_retries=0, timeout=60)
     assert {model.id for model in client.models.list()} == set(names)
-    rows = {"rows": [{"text": "Where is my card?"}]}
 
     def predicted(name, base=cluster, key=secret):
         return httpx.post(
-            f"{base}/v1/tasks/{name}/predict", json=rows, timeout=60, headers={"Authorization": f"Bearer {key}"}
+            f"{base}/v1/tasks/{name}/predict", json=ROWS, timeout=60, headers={"Authorization": f"Bearer {key}"}
         )
 
-    for _ in range(2):  # each time in another replica's memory: it keeps two
+    for _ in range(2):  # loaded anew each time: a replica keeps one
         for name in names:
             ours, theirs = predicted(name).json(), predicted(name, server.url).json()
             assert ours["predictions"][0]["output"] == theirs["predictions"][0]["output"], name

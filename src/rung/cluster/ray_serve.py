@@ -10,9 +10,9 @@ it is missing, and unloads what was not used for longest. Ray starts and ends re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,7 @@ from rung.serving.access import OPEN, Access, KeyRing, access_rules
 from rung.serving.app import app_with
 from rung.serving.limits import Refused, RequestLimits, check_json, read_body, refusal
 from rung.serving.on_demand import MOST
-from rung.serving.served import Served
+from rung.serving.served import Served, ServedArtifact
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -173,21 +173,22 @@ def _replica(keep: int) -> type[Any]:
         def __init__(self, folders: Mapping[str, str]) -> None:
             self._folders, self._served = folders, Served()
             # The entrance has checked the key and the Host; only Ray's own processes reach this.
-            self._app = app_with(self._served, access=Access(hosts=None))
+            self._app = app_with(self._served, access=Access(hosts=None), on_demand=self)
 
         @serve.multiplexed(max_num_models_per_replica=keep)  # type: ignore[untyped-decorator]
         async def artifact(self, name: str) -> _Loaded:
-            await asyncio.to_thread(self._served.load, Path(self._folders[name]), name)
-            return _Loaded(self._served, name)
+            loaded = await asyncio.to_thread(self._served.load, Path(self._folders[name]), name)
+            return _Loaded(self._served, loaded)
+
+        async def need(self, served: Served, name: str) -> ServedArtifact | None:
+            """The artifact that a request names; the request has it to its end, also where Ray makes room meanwhile."""
+            del served
+            if name not in self._folders:
+                return None
+            loaded: _Loaded = await asyncio.shield(self.artifact(name))  # the load goes on when this client leaves
+            return loaded.artifact
 
         async def answer(self, method: str, path: str, query: str, kind: str, body: bytes) -> AsyncIterator[bytes]:
-            try:
-                await self.artifact(serve.get_multiplexed_model_id())
-            except RungError as error:
-                refused = refusal(error)
-                yield _head(refused.status, refused.headers | {"content-type": "application/json"})
-                yield json.dumps(refused.body()).encode()
-                return
             async for piece in answers(self._app, method, path, query, kind, body):
                 yield piece
 
@@ -198,14 +199,16 @@ def _replica(keep: int) -> type[Any]:
 
 
 class _Loaded:
-    """An artifact in a replica; Ray calls `__del__` when it makes room."""
+    """An artifact in a replica, until Ray makes room."""
 
-    def __init__(self, served: Served, name: str) -> None:
-        self._served, self._name = served, name
+    def __init__(self, served: Served, artifact: ServedArtifact) -> None:
+        self.artifact = artifact
+        self._unload = [partial(served.unload, artifact.name)]
 
     def __del__(self) -> None:
-        with contextlib.suppress(RungError):
-            self._served.unload(self._name)
+        """Unload the artifact, once: after Ray Python calls this, too, when it may have been loaded again."""
+        while self._unload:
+            self._unload.pop()()
 
 
 def _head(status: int, headers: Mapping[str, str]) -> bytes:
