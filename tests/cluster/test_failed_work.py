@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from letters import write_rows
 from rung.artifact.files import fingerprint
+from rung.cli.main import app
 from rung.climbing.budget import Budget
 from rung.climbing.store import open_run
 from rung.cluster.executor import Dispatcher, jobs_in
@@ -186,3 +189,31 @@ def test_workers_end_at_whatever_they_are(job, tmp_path, seconds):
     assert all(worker.poll() is not None for worker in workers)
     assert not any(thread.is_alive() for thread in executor._threads)
     assert list((tmp_path / "jobs").glob("*/manifest.json")) == []
+
+
+@pytest.mark.parametrize("command", ["predict", "climb", "tune"])
+def test_workers_end_with_a_command_that_fails_before_it_uses_them(
+    command, letters_folder, free_task_file, tmp_path, monkeypatch
+):
+    opened, closed = [], []
+
+    class Watched(Inline):
+        def __init__(self, count):
+            super().__init__()
+            opened.append(count)
+
+        def close(self):
+            closed.append(True)
+
+    out = tmp_path / "out.jsonl"
+    out.write_text("")
+    words = {
+        "predict": [letters_folder, write_rows(tmp_path / "rows.csv", 3), "--out", out],
+        "climb": [free_task_file, "--rungs", "nonsense", "--out", tmp_path],
+        "tune": [free_task_file, "--rung", "nonsense", "--out", tmp_path],
+    }
+    monkeypatch.setattr("rung.cluster.processes.Processes", Watched)
+    failed = CliRunner().invoke(app, [command, *map(str, words[command]), "--workers", "2", "--quiet"])
+    assert isinstance(failed.exception, ConfigError)
+    assert opened == [2]
+    assert closed

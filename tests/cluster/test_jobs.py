@@ -480,6 +480,23 @@ def test_a_job_that_is_sent_again_while_its_cancelled_run_ends_is_told_twice(stu
     assert [stub.killed for stub in stubs[:2]] == [True, True]
     assert not any(thread.is_alive() for thread in executor._threads)
     assert not folder.exists()
+    executor.close()  # as whoever opened it may do once more
+
+
+def test_workers_that_have_begun_end_where_another_cannot_begin(stubs, monkeypatch):
+    begins, begun = threading.Thread.start, []
+
+    def refuses(thread):
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        begins(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Processes(2)
+    assert not begun[0].is_alive()
+    assert not Path(stubs[0].environment["TMPDIR"]).exists()
 
 
 def test_a_worker_that_cannot_start_is_a_lost_one(stubs, monkeypatch):

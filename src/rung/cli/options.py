@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
+from typer.core import click  # type: ignore[attr-defined]
 
 from rung.errors import ConfigError, MachineError
 from rung.progress import QUIET, Progress, TerminalProgress
@@ -283,12 +284,14 @@ def wants_workers(workers: str | None, on: str | None, jobs: str | None) -> bool
 
 
 def executor(workers: str | None, on: str | None, jobs: str | None) -> Executor | None:
-    """Open what `--workers` and `--on` name; None without them, for this process alone."""
+    """Open what `--workers` and `--on` name, until the command ends, however it does; None without them."""
     if not wants_workers(workers, on, jobs):
         return None
     from rung.cluster.processes import open_executor
 
-    return open_executor(workers or "", on or "")
+    opened = open_executor(workers or "", on or "")
+    click.get_current_context().call_on_close(opened.close)
+    return opened
 
 
 def crew(workers: str | None, on: str | None, jobs: str | None) -> CrewMaker | None:

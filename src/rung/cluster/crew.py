@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,8 +49,13 @@ class _Crew:
             kind="fit", out="", task=str(file), overrides=overrides, task_fingerprint=task.fingerprint(),
             data_fingerprint=data.fingerprint, seed=seed,
         )  # fmt: skip
-        self._scratch = TemporaryDirectory(prefix="rung-crew-")
+        self._opened = ExitStack()
         self._machine = ""
+
+    @cached_property
+    def _scratch(self) -> Path:
+        """Where copies of results are, if the storage is no folder of this machine."""
+        return Path(self._opened.enter_context(TemporaryDirectory(prefix="rung-crew-")))
 
     @property
     def workers(self) -> int:
@@ -81,14 +88,14 @@ class _Crew:
         if result.machine != self._machine:
             hint = "times and texts depend on the machine: let one kind of machine answer, or climb anew"
             raise MachineError("worker-mismatch", "another kind of machine has answered rows of this climb", hint=hint)
-        folder = fetch(Storage(self._dispatcher.job(number).out), result, Path(self._scratch.name))
+        folder = fetch(Storage(self._dispatcher.job(number).out), result, self._scratch)
         lines = (folder / "predictions.jsonl").read_text("utf-8").split("\n")[:-1]
         return {row.id: row for row in (Prediction.of(json.loads(line)) for line in lines)}
 
     def close(self, progress: Progress, *, done: bool) -> None:
         """End the workers; when all is done, remove the jobs."""
         self._dispatcher.close()
-        self._scratch.cleanup()
+        self._opened.close()
         if done:
             self._storage.remove_or_say(progress)
 
@@ -171,7 +178,7 @@ class ClimbCrew(_Crew):
                 del sent[key]
 
     def _loaded(self, out: Storage, result: Result) -> Artifact:
-        return Artifact.load(fetch(out, result, Path(self._scratch.name)) / "artifact")
+        return Artifact.load(fetch(out, result, self._scratch) / "artifact")
 
     def took(self, key: str) -> tuple[float, float] | None:
         """The seconds and the money at endpoints of the jobs that made an artifact."""
@@ -265,7 +272,7 @@ class SearchCrew(_Crew):
                 raise
             return self._number(key), Raced(None, [], reason=f"{error} [{code}]" if code else str(error))
         number = self._number(key)
-        folder = fetch(Storage(self._dispatcher.job(key).out), result, Path(self._scratch.name)) / "artifact"
+        folder = fetch(Storage(self._dispatcher.job(key).out), result, self._scratch) / "artifact"
         return number, Raced(Artifact.load(folder) if folder.exists() else None, **result.values)
 
     def _number(self, key: str) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -66,7 +67,7 @@ def predict_in_parts(
         folder: where it is.
         data: the file of the rows.
         out: the file of the answers, which appears when all parts are done.
-        executor: what runs the parts.
+        executor: what runs the parts; it is closed, however this ends.
         fingerprint: identifies the artifact.
         form: how `data` is written.
         keep: the columns of the rows to keep.
@@ -79,24 +80,24 @@ def predict_in_parts(
         ConfigError: as `predict_file`.
         RungError: a part failed twice; the others are kept.
     """
-    home = parts_folder(out)
-    place = Storage(jobs) / own_name(out) if jobs else Storage(home)
-    if out.exists() and not (resume and home.exists()):
-        hint = "it was not made in parts: go on without --workers, or remove it first" if resume else "remove it first"
-        raise ConfigError("file-exists", f"{out} exists", hint=hint)
-    asked = ask(artifact, data, form, keep=keep, top_k=top_k)
-    origin, noted = asked.origin(fingerprint), home / "origin.json"
-    if out.exists():  # an earlier run joined the parts, and was killed before it had removed them
-        check_origin(out, origin_file(out), origin, resume=True)
-        _clean_up(home, place, progress)
-        return _told(Predicted(asked.total, 0), asked, out)
-    check_origin(home, noted, origin, resume=resume)
-    dispatcher = Dispatcher(executor, place)
-    home.mkdir(parents=True, exist_ok=True)
-    if (size := read_object(noted).get("rows")) is None:
-        size = _part_size(asked.total, dispatcher.slots)
-        write_atomically(noted, json.dumps({**origin, "rows": size}, indent=1))
-    try:
+    with closing(executor):  # however it ends
+        home = parts_folder(out)
+        place = Storage(jobs) / own_name(out) if jobs else Storage(home)
+        if out.exists() and not (resume and home.exists()):
+            hint = "it was not made in parts: go on without --workers, or remove it" if resume else "remove it first"
+            raise ConfigError("file-exists", f"{out} exists", hint=hint)
+        asked = ask(artifact, data, form, keep=keep, top_k=top_k)
+        origin, noted = asked.origin(fingerprint), home / "origin.json"
+        if out.exists():  # an earlier run joined the parts, and was killed before it had removed them
+            check_origin(out, origin_file(out), origin, resume=True)
+            _clean_up(home, place, progress)
+            return _told(Predicted(asked.total, 0), asked, out)
+        check_origin(home, noted, origin, resume=resume)
+        dispatcher = Dispatcher(executor, place)
+        home.mkdir(parents=True, exist_ok=True)
+        if (size := read_object(noted).get("rows")) is None:
+            size = _part_size(asked.total, dispatcher.slots)
+            write_atomically(noted, json.dumps({**origin, "rows": size}, indent=1))
         with only_writer(home / "lock"):
             shape = artifact.signature
             options = {"columns": asdict(asked.columns)}
@@ -107,8 +108,6 @@ def predict_in_parts(
             progress.finish()
             write_atomically(origin_file(out), json.dumps(origin, indent=1))
             answered = _join(done, place, out)
-    finally:
-        dispatcher.close()
     if answered != asked.total:
         raise MachineError("internal-error", f"{answered} of {asked.total} rows are in {out}")
     _clean_up(home, place, progress)

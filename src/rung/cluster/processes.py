@@ -131,12 +131,16 @@ class Processes(Inline):
         # By a mark of each run, as a job may be sent again while its cancelled run still ends: the worker, and the job.
         self._workers: dict[object, tuple[WorkerProcess, str]] = {}
         self._lock, self._closed = threading.Lock(), False
-        self._threads = [
-            threading.Thread(target=self._serve, args=({**own, "TMPDIR": self._scratch.name},), daemon=True)
-            for own in environments(count)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for own in environments(count):
+                arguments = ({**own, "TMPDIR": self._scratch.name},)
+                thread = threading.Thread(target=self._serve, args=arguments, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except BaseException:  # such as too many threads: those before it have begun, each with a process
+            self.close()
+            raise
 
     def submit(self, uri: str, resources: Resources) -> None:
         """Give the job to the next free worker."""

@@ -94,6 +94,7 @@ class RayTasks:
         self._running.clear()
         if self._started:
             self._ray.shutdown()
+            self._started = False
 
 
 def _run(uri: str) -> None:
