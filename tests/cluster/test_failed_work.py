@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -18,8 +21,9 @@ from rung.cli.main import app
 from rung.climbing.budget import Budget
 from rung.climbing.store import open_run
 from rung.cluster.executor import Dispatcher, jobs_in
-from rung.cluster.job import Job, Storage, done, error_file, fetch, installation
+from rung.cluster.job import Job, Storage, done, error_file, fetch, installation, sign_file
 from rung.cluster.processes import Commands, Inline, Processes
+from rung.cluster.worker import KINDS, run_job
 from rung.errors import ConfigError, MachineError
 from rung.progress import QUIET
 from rung.task import Task
@@ -217,3 +221,120 @@ def test_workers_end_with_a_command_that_fails_before_it_uses_them(
     assert isinstance(failed.exception, ConfigError)
     assert opened == [2]
     assert closed
+
+
+# ---- workers of other machines, of which nothing is heard
+
+
+class Elsewhere(Inline):
+    """Commands that never end by themselves; the test plays the workers."""
+
+    inside, silence = False, 300.0
+
+    def __init__(self):
+        super().__init__()
+        self.started, self.cancelled = [], []
+
+    def submit(self, uri, resources):
+        self.started.append(uri)
+
+    def cancel(self, uri):
+        self.cancelled.append(uri)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of the dispatcher, which only the test lets go on."""
+    now = [1000.0]
+    stand_in = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("rung.cluster.executor.time", stand_in)
+    return now
+
+
+def names(uris):
+    return [Path(uri).name for uri in uris]
+
+
+def test_a_job_that_waits_is_not_lost_and_one_whose_worker_falls_silent_is_started_again(job, tmp_path, clock):
+    executor = Elsewhere()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    out = tmp_path / "jobs" / job.id
+    out.mkdir()
+    (out / "alive-1").write_text("earlier 7")  # of another command that had sent the job, and was killed
+    key = dispatcher.send(job)
+
+    def after(seconds, sign=""):
+        if sign:
+            sign_file(Storage(out), 1).write(sign)
+        clock[0] += seconds
+        dispatcher.step()
+        return dispatcher.note
+
+    assert Job.read(executor.started[0]).beat == 15.0
+    assert dispatcher.note == "1 at work"
+    assert after(720) == "0 at work, 1 waiting for a place since 12 min"
+    assert after(15, "own 0") == "1 at work"
+    assert after(600, "own 1") == "1 at work"  # this process did not look for long, and the worker lives
+    assert after(300) == "1 at work"
+    assert executor.cancelled == []
+    after(15)
+    assert names(executor.cancelled) == ["job-1.json"]
+    assert names(executor.started) == ["job-1.json", "job-2.json"]
+    executor._ended.append(executor.started[0])  # its command has ended now
+    dispatcher.step()
+    assert not dispatcher.over(key)
+    run_job(executor.started[1])
+    executor._ended.append(executor.started[1])
+    dispatcher.wait([key])
+    assert dispatcher.result(key).folder.startswith("attempt-2-")
+
+
+def test_what_a_worker_had_finished_counts_although_its_command_hangs(job, tmp_path, clock):
+    executor = Elsewhere()
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    key = dispatcher.send(job)
+    run_job(executor.started[0])
+    for _ in range(2):
+        clock[0] += 301
+        dispatcher.step()
+    assert dispatcher.result(key).values["rows"] == 3
+    assert names(executor.started) == ["job-1.json"]
+
+
+def test_a_worker_gives_signs_of_life_while_it_works_and_none_later(job, tmp_path, monkeypatch):
+    file, seen = tmp_path / "out" / "alive-1", set()
+
+    def works(*_):
+        while len(seen) < 3:
+            if file.exists():
+                seen.add(file.read_text())
+        return {"rows": 0}
+
+    monkeypatch.setitem(KINDS, "predict", works)
+    for beat, signs in ((0.01, True), (0.0, False)):
+        out = tmp_path / ("out" if signs else "silent")
+        written = tmp_path / "job.json"
+        written.write_text(job.model_copy(update={"out": str(out), "beat": beat}).model_dump_json())
+        run_job(str(written))
+        assert (out / "alive-1").exists() == signs
+    assert not [thread for thread in threading.enumerate() if thread.name == "rung-alive"]
+
+
+def test_a_job_is_started_again_when_its_command_hangs_without_a_worker(job, tmp_path):
+    worker = f"exec {shlex.quote(sys.executable)} -W ignore -m rung worker {{job}}"
+    hangs = 'echo begun > "$(dirname {job})/alive-1"; exec sleep 600'
+    script = f"case {{job}} in *job-1.json) {hangs};; *) {worker};; esac"
+    executor = Commands(shlex.join(["sh", "-c", script]), 1, silence=4.0)
+    dispatcher = Dispatcher(executor, Storage(tmp_path / "jobs"))
+    try:
+        assert finished(dispatcher, dispatcher.send(job)).values["rows"] == 3
+    finally:
+        dispatcher.close()
+
+
+def test_a_command_that_ends_without_its_job_has_lost_it(job, tmp_path):
+    dispatcher = Dispatcher(Commands("true {job}", 1), Storage(tmp_path / "jobs"))
+    with pytest.raises(MachineError, match="lost its worker 4 times") as caught:
+        finished(dispatcher, dispatcher.send(job))
+    assert caught.value.code == "worker-lost"
+    dispatcher.close()

@@ -188,7 +188,7 @@ def test_a_job_that_fails_twice_alike_has_failed_and_one_that_is_lost_is_started
     dispatcher = Dispatcher(Loses(), Storage(tmp_path / "third"))
     key = dispatcher.send(job)
     dispatcher.wait([key])
-    with pytest.raises(MachineError, match="ended 4 times") as caught:
+    with pytest.raises(MachineError, match="lost its worker 4 times") as caught:
         dispatcher.result(key)
     assert caught.value.code == "worker-lost"
 

@@ -159,7 +159,7 @@ class ClimbCrew(_Crew):
         try:
             while True:
                 number = sent[key]
-                self._dispatcher.wait([number], lambda: progress.advance(0))
+                self._dispatcher.wait([number], lambda: progress.advance(0, self._dispatcher.note))
                 result, job = self._result(number), self._dispatcher.job(number)
                 artifact, share = self._loaded(Storage(job.out), result), result.values["share"]
                 seconds, money = seconds + result.seconds, money + result.spent["money"]
@@ -203,7 +203,7 @@ class ClimbCrew(_Crew):
         self._dispatcher.need(numbers)
         try:
             for number in numbers:
-                self._dispatcher.wait([number], lambda: progress.advance(0))
+                self._dispatcher.wait([number], lambda: progress.advance(0, self._dispatcher.note))
                 rows = self._read(number)
                 yield [rows[name] for name in ids if asked[name] == number]
         finally:
@@ -260,7 +260,7 @@ class SearchCrew(_Crew):
 
     def ended(self, progress: Progress) -> tuple[int, Raced]:
         """Wait for the next trial to end; one that failed is the end of itself, one without money that of all."""
-        self._dispatcher.wait(self._numbers, lambda: progress.advance(0), one=True)
+        self._dispatcher.wait(self._numbers, lambda: progress.advance(0, self._dispatcher.note), one=True)
         key = next(key for key in self._numbers if self._dispatcher.over(key))
         try:
             result = self._result(key)
@@ -308,7 +308,7 @@ class SearchCrew(_Crew):
         progress.start(f"{folder.name} on test", len(ids))
         rows = dict[str, Prediction]()
         for number in numbers:
-            self._dispatcher.wait([number], lambda: progress.advance(0))
+            self._dispatcher.wait([number], lambda: progress.advance(0, self._dispatcher.note))
             rows |= self._read(number)
             progress.advance(len(self._dispatcher.job(number).ids))
         progress.finish()

@@ -14,14 +14,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rung.climbing.budget import duration_text
 from rung.climbing.options import REFUSED
-from rung.cluster.job import Job, Resources, Result, Storage, done, error_file, error_of, installation, result_of
+from rung.cluster.job import (
+    Job,
+    Resources,
+    Result,
+    Storage,
+    done,
+    error_file,
+    error_of,
+    installation,
+    result_of,
+    sign_file,
+)
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError, MachineError, PreemptedError
 from rung.worker_pipes import WorkerError, error_from_dict
 
 RETRIES = 3  # times that a job whose worker ended without a word is started again
 PREEMPTIONS = 100  # times that a job goes on whose machine was taken back: it is neither lost nor failed
+SILENCE = 300.0  # seconds without a sign of life after which a worker elsewhere counts as lost
+BEATS = 20  # signs of life in that time
 FINAL = ("not-trusted", "budget-spent")  # another attempt would end alike
 # Variables that every worker needs if this process has them: keys, and what answers are counted and allowed by.
 SAME = (
@@ -43,6 +57,10 @@ class Executor(Protocol):
     @property
     def inside(self) -> bool:
         """Whether jobs run in this process, which itself counts what they use at endpoints."""
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a sign of life after which a worker that has begun is lost; infinite where `poll` tells."""
 
     def submit(self, uri: str, resources: Resources) -> None:
         """Start a worker on a job, or as soon as one is free."""
@@ -87,6 +105,9 @@ class _Task:
     lost: int = 0
     preempted: int = 0
     errors: list[Exception] = field(default_factory=list)
+    sign: str | None = None  # the last sign of life
+    looked: float = 0.0  # when somebody last looked for one
+    heard: float | None = None  # when there was a new one; None until the worker has begun
     result: Result | None = None
     failed: Exception | None = None
     used: bool = False
@@ -103,6 +124,7 @@ class Dispatcher:
         self.executor, self.place, self.resources = executor, place, executor.needs
         self.environment = tuple(filter(os.environ.get, SAME)) if environment is None else environment
         self._look_at_capacity()
+        self.beat = 0.0 if executor.silence == float("inf") else executor.silence / BEATS
         self.busy = 0.0  # seconds that workers were, in what has ended
         self.money_left: Callable[[], float] = lambda: float("inf")  # of a budget; every job may take its share of it
         self.seconds_left: Callable[[], float] = lambda: float("inf")  # of a budget, all of which every job may take
@@ -121,7 +143,8 @@ class Dispatcher:
 
     def send(self, job: Job, *, ahead: bool = False, after: str = "") -> str:
         """Have a job run; return its key. One that was sent before, by whomever, is not run again."""
-        job = job.model_copy(update={"resources": self.resources, "environment": self.environment})
+        change = {"resources": self.resources, "environment": self.environment, "beat": self.beat}
+        job = job.model_copy(update=change)
         key = job.id
         if (known := self._tasks.get(key)) is None:
             job = job.model_copy(update={"out": (self.place / key).uri})
@@ -223,6 +246,17 @@ class Dispatcher:
         self.busy += self._under_way()
         self._running.clear()
 
+    @property
+    def note(self) -> str:
+        """How many jobs run elsewhere, and how many wait there for a place; empty on this machine."""
+        if not self.beat:
+            return ""
+        waiting = [task.began for task in self._running.values() if task.heard is None and task.looked > task.began]
+        note = f"{len(self._running) - len(waiting)} at work"
+        if waiting:
+            note += f", {len(waiting)} waiting for a place since {duration_text(time.monotonic() - min(waiting))}"
+        return note
+
     def _under_way(self) -> float:
         """The seconds since what runs was submitted."""
         return sum(time.monotonic() - task.began for task in self._running.values())
@@ -248,6 +282,12 @@ class Dispatcher:
             elif (task := self._running.pop(uri, None)) is not None:
                 self._end(task)
                 moved = True
+        for task in self._silent():
+            self.executor.cancel(task.uri)
+            self._given_up[task.uri] += 1
+            del self._running[task.uri]
+            self._end(task)
+            moved = True
         waiting = [task for task in self._tasks.values() if not task.over and task.uri not in self._running]
         for task in sorted(waiting, key=lambda each: each.ahead):  # stable: in the order in which they were sent
             ahead = sum(each.ahead for each in self._running.values())
@@ -266,6 +306,26 @@ class Dispatcher:
                 moved = True
         return moved
 
+    def _silent(self) -> list[_Task]:
+        """Look for signs of life; tell the jobs that have begun and of which none was seen for too long.
+
+        A job that waits for a place has not begun, and may wait for ever. Only this process's clock counts.
+        """
+        if not self.beat:
+            return []
+        silent = []
+        for task in self._running.values():
+            if (now := time.monotonic()) - task.looked < self.beat:
+                continue
+            task.looked = now
+            with suppress(MachineError):  # the storage may be away for a moment
+                sign = sign_file(Storage(task.job.out), task.job.attempt).read()
+                if sign not in (None, task.sign):
+                    task.sign, task.heard = sign, now
+                elif task.heard is not None and now - task.heard > self.executor.silence:
+                    silent.append(task)
+        return silent
+
     def _start(self, task: _Task, limits: Mapping[str, float]) -> None:
         limited = {name: None if limit == float("inf") else limit for name, limit in limits.items()}
         task.job = task.job.model_copy(update=limited)
@@ -274,6 +334,8 @@ class Dispatcher:
         file = out / f"job-{task.job.attempt}.json"
         file.write(task.job.model_dump_json(indent=1))
         task.uri, task.began = file.uri, time.monotonic()
+        if self.beat:  # one that is there is of an earlier process that has sent this job
+            task.sign, task.looked, task.heard = sign_file(out, task.job.attempt).read(), task.began, None
         self._running[task.uri] = task
         self.executor.submit(task.uri, task.job.resources)
 
@@ -291,7 +353,7 @@ class Dispatcher:
             task.lost += 1
             if task.lost > RETRIES:
                 hint = f"read what the workers said on stderr; the job is {task.uri}"
-                problem = f"the worker of a job ended {task.lost} times before the job was done"
+                problem = f"a job lost its worker {task.lost} times before it was done"
                 task.failed = MachineError("worker-lost", problem, hint=hint)
                 return
         else:

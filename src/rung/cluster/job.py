@@ -4,6 +4,7 @@ A job is JSON. It holds addresses, names and fingerprints, no rows, weights or s
 the environment variable. Its result is in the folder `out`:
 
     attempt-1-5f0c/...     the files of one attempt
+    alive-1                what the worker of an attempt rewrites as long as it lives, where it was asked to
     failed-1.json          the error of an attempt that failed
     manifest.json          written last: which attempt counts, the hashes of its files, what it took
 
@@ -86,6 +87,7 @@ class Job(BaseModel):
         options: what only one kind reads.
         seconds, money: the most that the job may take of the budget.
         environment: names of the variables that must be set on the worker.
+        beat: seconds after which the worker gives another sign of life; 0 for none.
         attempt: counted from 1.
     """
 
@@ -113,12 +115,13 @@ class Job(BaseModel):
     seconds: float | None = None
     money: float | None = None
     environment: tuple[VariableName, ...] = ()
+    beat: float = Field(0.0, ge=0)
     attempt: int = Field(1, ge=1)
 
     @property
     def id(self) -> str:
         """The hash of what is to be done, whoever does it, with whatever budget, at whichever attempt."""
-        other = {"out", "resources", "seconds", "money", "environment", "attempt"}
+        other = {"out", "resources", "seconds", "money", "environment", "beat", "attempt"}
         return hash_of(self.model_dump(mode="json", exclude=other))
 
     @classmethod
@@ -350,6 +353,11 @@ def own_name(out: Path) -> str:
 def installation() -> str:
     """The machine and the Python environment of this process."""
     return f"{platform.node()}:{sys.prefix}"
+
+
+def sign_file(out: Storage, attempt: int) -> Storage:
+    """Where the worker of an attempt gives signs of life."""
+    return out / f"alive-{attempt}"
 
 
 def error_file(out: Storage, attempt: int) -> Storage:

@@ -186,7 +186,7 @@ class _Parts:
 
     def _collect(self, waiting: list[str]) -> list[str]:
         """Wait for a part; return those that are still out."""
-        self.dispatcher.wait(waiting, lambda: self.progress.advance(0), one=True)
+        self.dispatcher.wait(waiting, lambda: self.progress.advance(0, self.dispatcher.note), one=True)
         for key in [key for key in waiting if self.dispatcher.over(key)]:
             values = dict(self.dispatcher.result(key).values)
             rows = values.pop("rows")

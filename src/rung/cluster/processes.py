@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rung import user_code
-from rung.cluster.executor import Executor, worker_price
+from rung.cluster.executor import SILENCE, Executor, worker_price
 from rung.cluster.job import Resources
 from rung.cluster.worker import STOP, run_job
 from rung.errors import ConfigError, RungError
@@ -83,6 +83,7 @@ class Inline:
 
     needs = Resources()
     inside = True
+    silence = float("inf")
 
     def __init__(self) -> None:
         self._ended: list[str] = []
@@ -243,12 +244,16 @@ def environments(count: int) -> list[dict[str, str]]:
 
 
 class Commands(Inline):
-    """Starts a command for each job, which ends when the job has: `srun`, `kubectl run --attach`, `ssh`."""
+    """Starts a command for each job, which ends when the job has: `srun`, `kubectl run --attach`, `ssh`.
+
+    Some go on when the machine of their worker is lost, so that only `silence` tells.
+    """
 
     inside = False
 
-    def __init__(self, template: str, count: int) -> None:
+    def __init__(self, template: str, count: int, silence: float = SILENCE) -> None:
         super().__init__()
+        self.silence = silence
         self._template, self._count = template, count
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 

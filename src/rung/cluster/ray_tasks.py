@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from rung.cluster.executor import worker_price
+from rung.cluster.executor import SILENCE, worker_price
 from rung.cluster.job import Resources
 from rung.errors import MachineError, needed_by
 
@@ -30,6 +30,7 @@ class RayTasks:
     """
 
     inside = False
+    silence = SILENCE  # of what Ray itself loses, it tells sooner
 
     def __init__(self, address: str = "", count: int | None = None) -> None:
         with needed_by("--on ray", extra="cluster"):
@@ -93,8 +94,8 @@ class RayTasks:
             self.cancel(uri)
         self._running.clear()
         if self._started:
-            self._ray.shutdown()
             self._started = False
+            self._ray.shutdown()
 
 
 def _run(uri: str) -> None:

@@ -10,12 +10,14 @@ import json
 import os
 import secrets
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +28,19 @@ from rung.artifact.files import fingerprint
 from rung.climbing.budget import Budget, Limits, TimeUp
 from rung.climbing.trust import check_allowed
 from rung.climbing.tune import race_trial
-from rung.cluster.job import MANIFEST, Job, Result, Storage, done, error_file, error_of, hashes, installation, result_of
+from rung.cluster.job import (
+    MANIFEST,
+    Job,
+    Result,
+    Storage,
+    done,
+    error_file,
+    error_of,
+    hashes,
+    installation,
+    result_of,
+    sign_file,
+)
 from rung.cluster.parts import ANSWERS, answer_part
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.api_options import ApiBudget, Spent
@@ -59,14 +73,36 @@ def run_job(uri: str, *, inside: bool = False) -> str:
         RungError: it failed. Its folder has the error, too.
     """
     job, world = Job.read(uri), launched()
-    if not world.alone and not (job.kind == "fit" and _says(job, "trains_together")):  # a trial also races
-        if not world.first:
-            return (Storage(job.out) / MANIFEST).uri
-        world = World()
-    if world.alone and (inside or not _says(job, "trains_weights")):
-        return _run_unless_done(job)
-    with joined(world):
-        return _run_unless_done(job)
+    with _signs_of_life(job) if job.beat and world.first else nullcontext():
+        if not world.alone and not (job.kind == "fit" and _says(job, "trains_together")):  # a trial also races
+            if not world.first:
+                return (Storage(job.out) / MANIFEST).uri
+            world = World()
+        if world.alone and (inside or not _says(job, "trains_weights")):
+            return _run_unless_done(job)
+        with joined(world):
+            return _run_unless_done(job)
+
+
+@contextmanager
+def _signs_of_life(job: Job) -> Iterator[None]:
+    """Rewrite a file as long as this process lives, each time with other contents, so that no clock is compared."""
+    file, own, end = sign_file(Storage(job.out), job.attempt), secrets.token_hex(4), threading.Event()
+
+    def beat() -> None:
+        for number in count():
+            with suppress(MachineError):  # the storage may be away for a moment; the work needs it only at its end
+                file.write(f"{own} {number}")
+            if end.wait(job.beat):
+                return
+
+    thread = threading.Thread(target=beat, name="rung-alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()  # or it might write into a folder that was removed meanwhile
 
 
 def _says(job: Job, what: str) -> bool:
