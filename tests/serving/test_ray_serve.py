@@ -13,6 +13,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
 from rung.errors import ConfigError
 from rung.serving.access import create_key
 
@@ -155,6 +157,33 @@ def test_ray_serves_the_artifacts_of_a_base_model(cluster, artifacts, server, tm
     with ThreadPoolExecutor(16) as many:
         found = list(many.map(predicted, [name for name in names for _ in range(8)]))
     assert {answer.status_code for answer in found} == {200}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_each_base_model_has_a_deployment_that_answers_for_its_artifacts_alone(cluster, artifacts, letters_folder):
+    from ray import serve
+
+    rows = {"rows": [{"text": "ab"}]}
+    folders = {"intents": artifacts["intents"], "letters": letters_folder}
+    args = {"artifacts": {name: str(folder) for name, folder in folders.items()}, "replicas": [1, 1], "cpus": 0.5}
+    serve.run(build(args))
+    (application,) = serve.status().applications.values()
+    assert set(application.deployments) == {"entrance", "base-0", "base-1"}
+    for number, (name, folder) in enumerate(folders.items()):
+        answered = httpx.post(f"{cluster}/v1/tasks/{name}/predict", json=rows, timeout=60).json()
+        (own,) = Artifact.load(folder).predict(rows["rows"])
+        assert answered["artifact"] == fingerprint(folder)
+        assert answered["predictions"][0]["output"] == own.text
+        for base in range(2):
+            asked = ("POST", f"/v1/tasks/{name}/predict", "", "application/json", json.dumps(rows).encode())
+            handle = serve.get_deployment_handle(f"base-{base}", "default").options(stream=True)
+            head = next(iter(handle.answer.remote(*asked)))
+            assert json.loads(head)["status"] == (200 if base == number else 404), (name, base)
+    message = {"model": "nothing", "messages": [{"role": "user", "content": "card"}]}
+    for path, body in (("/v1/tasks/nothing/predict", rows), ("/v1/chat/completions", message)):
+        refused = httpx.post(f"{cluster}{path}", json=body, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
 
 
 @pytest.mark.slow
