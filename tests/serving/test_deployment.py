@@ -5,6 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
+import kubernetes_validate
+import pytest
 import typer.main
 import yaml
 from paced_engine import FakeEngine
@@ -15,6 +17,78 @@ from rung.serving.served import Served
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 ENDING = 10.0  # seconds that `OpenVinoApart.close` gives its process
+
+
+VERSIONS = ("1.30", "1.37")  # of Kubernetes, the oldest and the newest that are checked
+# No package has the schemas of KEDA's and KubeRay's kinds. These are the keys below `spec` that deploy/ uses of them.
+# All passed the CRDs of August 2026 with unknown keys refused: do that again before one is added.
+AUTOSCALING = (
+    "scaleTargetRef.name minReplicaCount maxReplicaCount pollingInterval cooldownPeriod fallback.failureThreshold "
+    "fallback.replicas advanced.horizontalPodAutoscalerConfig.behavior.scaleUp.stabilizationWindowSeconds "
+    "advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.stabilizationWindowSeconds triggers.type triggers.name "
+    "triggers.metricType triggers.metadata.serverAddress triggers.metadata.query triggers.metadata.threshold"
+)
+CLUSTER = (
+    "rayVersion headGroupSpec.rayStartParams headGroupSpec.template.spec workerGroupSpecs.groupName "
+    "workerGroupSpecs.replicas workerGroupSpecs.minReplicas workerGroupSpecs.maxReplicas "
+    "workerGroupSpecs.rayStartParams workerGroupSpecs.template.spec"
+)
+JOB = "entrypoint backoffLimit activeDeadlineSeconds shutdownAfterJobFinishes ttlSecondsAfterFinished"
+KEYS = {
+    ("keda.sh/v1alpha1", "ScaledObject"): {*AUTOSCALING.split()},
+    ("ray.io/v1", "RayService"): {
+        "serveConfigV2", "rayClusterConfig.enableInTreeAutoscaling",
+        *(f"rayClusterConfig.{key}" for key in CLUSTER.split()),
+    },
+    ("ray.io/v1", "RayJob"): {*JOB.split(), *(f"rayClusterSpec.{key}" for key in CLUSTER.split())},
+}  # fmt: skip
+
+
+def manifests():
+    files = ("kubernetes.yaml", "keda.yaml", "ray.yaml")
+    return [each for file in files for each in yaml.safe_load_all((DEPLOY / file).read_text())]
+
+
+def keys_of(value, at=""):
+    """The keys below `spec`, but for those of pods and of what maps any names to texts."""
+    if at.endswith(("template.spec", "rayStartParams")) or not isinstance(value, dict | list):
+        yield at
+    elif isinstance(value, list):
+        for each in value:
+            yield from keys_of(each, at)
+    else:
+        for key, each in value.items():
+            yield from keys_of(each, f"{at}.{key}" if at else key)
+
+
+def pods_of(value):
+    """The pods that a manifest of another kind has somewhere in it."""
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key == "template":
+            yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, **each}
+        else:
+            yield from pods_of(each)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_manifests_follow_the_schemas_of_kubernetes(version):
+    own = [each for each in manifests() if (each["apiVersion"], each["kind"]) not in KEYS]
+    pods = [pod for each in manifests() if each not in own for pod in pods_of(each)]
+    kinds = ["Deployment", "Service", "HorizontalPodAutoscaler", "NetworkPolicy", *["Pod"] * 4]
+    assert [each["kind"] for each in (*own, *pods)] == kinds
+    for each in (*own, *pods):
+        assert kubernetes_validate.validate(each, version, strict=True) == version
+    pods[0]["spec"]["containers"][0]["imagePullPolice"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagePullPolice"):
+        kubernetes_validate.validate(pods[0], version, strict=True)
+
+
+def test_keys_of_kinds_without_a_schema_here_are_those_that_were_checked():
+    others = [each for each in manifests() if (each["apiVersion"], each["kind"]) in KEYS]
+    assert [each["kind"] for each in others] == ["ScaledObject", "RayService", "RayJob"]
+    for each in others:
+        assert set(each) == {"apiVersion", "kind", "metadata", "spec"}
+        assert set(keys_of(each["spec"])) == KEYS[each["apiVersion"], each["kind"]]
 
 
 def check_options(arguments):
