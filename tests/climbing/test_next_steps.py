@@ -21,7 +21,7 @@ from rung.climbing.next_steps import (
     two_sample,
 )
 from rung.data.rows import Example
-from rung.evaluation.result import SUSPECTS, Prediction, RungResult, SuspectLabel
+from rung.evaluation.result import Prediction, RungResult, SuspectLabel
 from rung.rungs.features import vectors_of
 from rung.task import Task
 
@@ -176,8 +176,14 @@ def test_steps_of_a_climb(banking, zero, tmp_path):
     learnt = [suspects[row.id] for row in train[:5] if row.id in suspects]
     assert {(each.split, each.source) for each in learnt} <= {("train", row.source) for row in train[:5]}
     assert len(learnt) >= 3
-    assert f"and {len(suspects) - 4} more (`rung report RUN --rows suspect` lists all)" in by_start[SUSPECTS]
+    assert (
+        f"and {len(suspects) - 4} more (`rung report RUN --rows suspect` lists all)"
+        in by_start["labels that may be wrong"]
+    )
     assert f"rows that no arm answers right: 1 of {len(head)}: {rows[203].source}; check" in "".join(steps)
+    assert {text.split(":")[0]: kind for text, kind in zip(steps, found.about, strict=True) if kind} == {
+        "labels that may be wrong": "suspect", "rows that no arm answers right": "hard",
+    }  # fmt: skip
     assert not any(step.startswith("fresh test rows") for step in steps)
     again = next_steps(artifact, data, rungs, "head", answers, 2).texts
     assert any(step.startswith("fresh test rows: these have now decided 2 climbs") for step in again)

@@ -17,8 +17,7 @@ from rung.evaluation.report.explorer import MOST_ROWS, answered_rows
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price, svg
 from rung.evaluation.report.words import delta_text, worth_notes
-from rung.evaluation.result import HARD, ClimbResult, Comparison, Prediction, RungResult, SuspectLabel, TimeSpan
-from rung.evaluation.result import SUSPECTS as SUSPECT_STEP
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, SuspectLabel, TimeSpan
 from rung.evaluation.scoring import related
 from rung.evaluation.statistics import compare
 from rung.yamlfile import sealed
@@ -247,8 +246,8 @@ def test_a_page_says_how_many_rows_it_leaves_out(result):
     assert "more rows are in predictions.jsonl" not in page(result, {"features": rows[:MOST_ROWS]})
 
 
-def test_next_steps_about_rows_lead_to_them(result, predictions):
-    steps = (f"{SUSPECT_STEP}: test.csv:6 (a, likely <b>)", f"{HARD}: 2 of 9: t:1; check", "collect 200 rows")
+def test_next_steps_about_rows_lead_to_them(result, predictions, tmp_path):
+    steps = ("labels: test.csv:6 (a, likely <b>)", "collect 200 rows", "no arm answers 2 of 9: t:1; check")
     result = replace(result, next_steps=steps)
 
     def kinds(of):
@@ -256,8 +255,12 @@ def test_next_steps_about_rows_lead_to_them(result, predictions):
         assert "<b>" not in section
         return re.findall(r"#rows\?pick=features&amp;kind=(\w+)", section)
 
-    assert kinds(replace(result, suspects=SUSPECTS)) == ["suspect", "hard"]
-    assert kinds(result) == ["hard"]  # an earlier report does not hold the suspects
+    led = replace(result, suspects=SUSPECTS, step_rows=("suspect", "", "hard"))
+    led.write(tmp_path)
+    assert kinds(ClimbResult.read(tmp_path)) == ["suspect", "hard"]
+    values = {key: value for key, value in asdict(result).items() if key != "step_rows"}
+    (tmp_path / "report.json").write_text(sealed(values))  # an earlier one does not say which rows
+    assert kinds(ClimbResult.read(tmp_path)) == []
 
 
 def test_the_plot_names_every_rung_once_inside_its_frame_and_none_covers_another(result):
@@ -276,8 +279,8 @@ def test_the_frontier_leaves_out_what_something_cheaper_equals():
 
 def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_path, browser):
     spans = (TimeSpan("features", "making", 2.0, 30.0), TimeSpan("lora", "making", 32.0, 40.0))
-    steps = (f"{SUSPECT_STEP}: test.csv:6", f"{HARD}: 100 of 300")
-    result = replace(result, suspects=SUSPECTS, spending=spans, next_steps=steps)
+    steps = {"next_steps": ("labels: test.csv:6", "no arm: 100 of 300"), "step_rows": ("suspect", "hard")}
+    result = replace(result, suspects=SUSPECTS, spending=spans, **steps)
     predictions["features"] = [replace(row, note="<i>why</i>", abstained=True) for row in predictions["features"]]
     predictions["lora"] = [replace(row, score=0.25, confidence=None) for row in predictions["zero-shot"][1:]]
     predictions["few-shot-knn"] = predictions["zero-shot"][:31]

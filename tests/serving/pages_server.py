@@ -79,7 +79,7 @@ def finished_run(folder, artifact):
     result = ClimbResult(
         "intents", "accuracy", "tiny-llama", "torch", 0, "0.1.0", "2026-01-02T03:04:05+00:00", 371.0, None,
         "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []}, kind="category",
-        next_steps=("labels that may be wrong: test.csv:13 and train.csv:7",),
+        next_steps=("labels that may be wrong: test.csv:13 and train.csv:7",), step_rows=("suspect",),
         suspects=(
             SuspectLabel("test", "row 13", "test.csv:13", "age_limit", "card_arrival", PLANTED),
             SuspectLabel("train", "row 77", "train.csv:7", "age_limit", "card_arrival", f"Lost my card {PLANTED}"),

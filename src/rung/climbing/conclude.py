@@ -159,7 +159,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
     answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
     rungs = tuple(related(results, answers, best, state.scoring, seed=state.options.seed))
-    advised = NextSteps(())
+    advised = NextSteps()
     course: Course = ()
     with state.budget.stage():
         course = arm_course(state, best)
@@ -183,6 +183,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
+        step_rows=advised.about,
         unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
         curve=advised.curve, curve_of=advised.curve_of, doubled=advised.doubled, spending=state.store.spending(),
         kind=state.task.output.kind, suspects=advised.suspects,

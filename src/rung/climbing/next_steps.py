@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from rung.evaluation.decision import LEVEL
 from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.racing import chance_better
 from rung.evaluation.report.explorer import ARMS, plain
-from rung.evaluation.result import HARD, SUSPECTS, Prediction, RungResult, SuspectLabel
+from rung.evaluation.result import Prediction, RungResult, SuspectLabel
 from rung.evaluation.statistics import Array, sign_test, wilson
 from rung.models.files import writing
 from rung.progress import QUIET, Progress
@@ -57,7 +57,17 @@ LEDGER = "decisions.jsonl"  # in the folder of the runs
 HEAD = "a head on an encoder"
 Curve = list[tuple[int, float]]  # training rows and accuracy
 Course = tuple[tuple[int, float, float, float], ...]  # training rows, score, its 95 % interval
-Step = tuple[float, str]  # what it may gain, a share, and the sentence
+
+
+class Step(NamedTuple):
+    """A sentence that says what to do, and what it may gain, a share.
+
+    `about` is the kind of rows, of `rung report --rows`, that it is about, if it is about rows.
+    """
+
+    gain: float
+    text: str
+    about: str = ""
 
 
 def next_steps(
@@ -77,7 +87,7 @@ def next_steps(
     curve: Curve = []
     if zero.signature.kind == "category" and find_spec("cleanlab") is None:
         steps.append(
-            (0.0, "install rung[local]: without scikit-learn and cleanlab, nothing is said of labels and rows")
+            Step(0.0, "install rung[local]: without scikit-learn and cleanlab, nothing is said of labels and rows")
         )
     elif zero.signature.kind == "category":
         measured = [rows[each] for each in seen.order if each in rows]
@@ -103,22 +113,24 @@ def next_steps(
     steps += _more_rows(course, curve_of)
     if number > 1:
         steps.append(
-            (0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
+            Step(0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
         )
-    ordered = tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
+    ordered = sorted(steps, key=lambda step: -step.gain)
+    texts, about = tuple(step.text for step in ordered), tuple(step.about for step in ordered)
     kept = tuple(_kept(seen, rows[each], likely) for each, likely in suspects.items())
     if not course:
-        return NextSteps(ordered, kept)
+        return NextSteps(texts, about, kept)
     last = course[-1]
     doubled = (2 * last[0], last[1] + gain_of_doubling([each[1] for each in course]))
-    return NextSteps(ordered, kept, course, doubled, curve_of)
+    return NextSteps(texts, about, kept, course, doubled, curve_of)
 
 
 @dataclass(frozen=True)
 class NextSteps:
     """What to do next, with the labels that may be wrong and the learning curve as `ClimbResult` keeps them."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()  # by text
     suspects: tuple[SuspectLabel, ...] = ()
     curve: Course = ()
     doubled: tuple[int, float] | None = None
@@ -243,10 +255,9 @@ def _more_rows(course: Course, what: str) -> list[Step]:
     gain = gain_of_doubling([score for _, score, *_ in course])
     points = ", ".join(f"{100 * score:.1f} % from {n}" for n, score, *_ in course)
     if gain < 0.005:
-        return [(0.0, f"more training rows: twice as many would hardly help {what} ({points} rows)")]
-    return [
-        (gain, f"more training rows: twice as many would bring {what} about {100 * gain:+.0f} points ({points} rows)")
-    ]  # fmt: skip
+        return [Step(0.0, f"more training rows: twice as many would hardly help {what} ({points} rows)")]
+    text = f"more training rows: twice as many would bring {what} about {100 * gain:+.0f} points ({points} rows)"
+    return [Step(gain, text)]
 
 
 # ---- requests that differ from the test rows
@@ -312,7 +323,7 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
         return []
     shown = [f"{rows[each].source} ({rows[each].outputs[0]}, likely {other})" for each, other in suspects.items()]
     more = f" and {len(shown) - SHOWN} more (`rung report RUN --rows suspect` lists all)" if shown[SHOWN:] else ""
-    text = f"{SUSPECTS}: {', '.join(shown[:SHOWN])}{more}"
+    text = f"labels that may be wrong: {', '.join(shown[:SHOWN])}{more}"
     own = seen.arms.get(seen.best, {})
     measured = [each for each in seen.order if each in suspects]
     gain = sum((own[each].prediction == suspects[each]) - _right(own[each]) for each in measured) / max(1, len(own))
@@ -323,7 +334,7 @@ def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Exa
             f"; {len(measured)} of them {are} among the {len(own)} rows that {seen.best} was measured on, and if "
             f"{all_are} wrong its accuracy is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
         )
-    return [(max(gain, 0.0), text)]
+    return [Step(max(gain, 0.0), text, "suspect")]
 
 
 def _kept(seen: Answers, row: Example, likely: str) -> SuspectLabel:
@@ -381,7 +392,7 @@ def _ensemble(seen: Answers, labels: Sequence[str], margin: float, seed: int) ->
         f"an ensemble: the average of the label probabilities of {mix} is {100 * gain:+.1f} points better than "
         f"{seen.best}, cross-validated on {len(truth)} rows, at the cost of all its members"
     )
-    return [(gain, text)]
+    return [Step(gain, text)]
 
 
 # ---- rows
@@ -398,10 +409,10 @@ def _hard(seen: Answers, suspects: Mapping[str, str]) -> list[Step]:
         return []
     more = f" and {len(hard) - SHOWN} more" if hard[SHOWN:] else ""
     text = (
-        f"{HARD}: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
+        f"rows that no arm answers right: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
         "expected there, or add training rows like them"
     )
-    return [(0.0, text)]
+    return [Step(0.0, text, "hard")]
 
 
 # ---- how often the rows have decided

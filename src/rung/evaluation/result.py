@@ -35,8 +35,6 @@ SUMMARY_KEYS = (
 
 THIN = 0.001  # p above which a gain is shown with what is left of it after shrinkage
 YARDSTICK = "yardstick"  # the family of rungs that everything else is held against
-# How the next steps begin that are about rows: the report leads from them to the rows.
-SUSPECTS, HARD = "labels that may be wrong", "rows that no arm answers right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +238,7 @@ class ClimbResult:
     endpoint_tokens: tuple[int, int] = (0, 0)  # read and written at endpoints
     prices: dict[str, Any] | None = None  # `rung.evaluation.prices.Prices`
     next_steps: tuple[str, ...] = ()  # what the reader may do next, most useful first
+    step_rows: tuple[str, ...] = ()  # by next step, the kind of rows that it is about; empty where it is about none
     rows: Split = "test"  # those that the decision was made on
     level: float = LEVEL  # of the gate, for this decision on these rows
     unfinished: tuple[str, ...] = ()  # names of what more budget, or asking for it, would try
@@ -283,6 +282,7 @@ class ClimbResult:
             curve = tuple(map(tuple, values.get("curve", ())))
             doubled = tuple(values["doubled"]) if values.get("doubled") else None
             several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
+            several["step_rows"] = tuple(values.get("step_rows", ()))
             suspects = tuple(SuspectLabel(**each) for each in values.get("suspects", ()))
             drawn = {"spending": spending, "curve": curve, "doubled": doubled, "suspects": suspects}
             # Reports of an earlier layout do not say the kind; accuracy was then taken as the sign of labels.

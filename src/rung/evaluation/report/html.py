@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report import explorer, plots, words
 from rung.evaluation.report.explorer import rows_link, rows_links
-from rung.evaluation.result import HARD, SUSPECTS, ClimbResult, Prediction
+from rung.evaluation.result import ClimbResult, Prediction
 from rung.evaluation.scoring import REWARDED_BY
 from rung.models.files import write_atomically
 from rung.progress import Markup, safe, table_html
@@ -226,16 +227,13 @@ def _spent(result: ClimbResult) -> str:
     return drawn and drawn + rows_links("wrong", *(rung.name for rung in words.measured(result) if rung.name in names))
 
 
-def _step_with_rows(result: ClimbResult, text: str) -> str:
-    """A next step, with a link to its rows where it is about rows; an earlier report does not hold the suspects."""
-    begins = {HARD: "hard", **({SUSPECTS: "suspect"} if result.suspects else {})}
-    kind = next((kind for start, kind in begins.items() if text.startswith(start)), None)
-    link = "" if kind is None else f". {rows_link('Show the rows', pick=result.recommended, kind=kind)}"
-    return Markup(safe(text) + link)
-
-
 def _next(result: ClimbResult) -> str:
-    texts = [*(_step_with_rows(result, text) for text in result.next_steps), *words.unfinished_notes(result)]
+    """The next steps, each with a link to its rows where it is about rows; an earlier report does not say which are."""
+    texts = []
+    for text, kind in zip_longest(result.next_steps, result.step_rows, fillvalue=""):
+        link = f". {rows_link('Show the rows', pick=result.recommended, kind=kind)}" if kind else ""
+        texts.append(Markup(safe(text) + link))
+    texts += words.unfinished_notes(result)
     curve = _figure(plots.learning_curve(result), wide=False)
     return _paragraphs(texts) + (curve or _paragraphs((NO_CURVE,) if words.measured(result) else ()))
 
