@@ -200,8 +200,6 @@ def test_a_template_that_shows_doubled_braces_is_told_apart(tokenizer):
     ("text", "answer"),
     [
         ("It is 5.", "It is 5."),
-        ("<think>\n2 and 3\n</think>\n\nIt is 5.", "It is 5."),
-        ("2 and 3</think>It is 5.", "It is 5."),  # the prompt opened the thought
         ('[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]',
          '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
         ('Let me. <tool_call>{"name": "f", "parameters": {}}</tool_call>',

@@ -20,7 +20,6 @@ from rung.agents.tools import Tool
 from rung.engines.base import Constraint
 from rung.errors import ModelError
 from rung.models.messages import Message, Messages, call_id, tagged_call
-from rung.models.thinking import split_thought
 from rung.models.tokenizer import Tokenizer
 from rung.yamlfile import json_value
 
@@ -107,11 +106,10 @@ def _named_calls(text: str, names: Collection[str]) -> tuple[Call, ...]:
 
 
 def spoken(text: str, *, tools: bool) -> str:
-    """The answer in what a model wrote in a conversation: without its thoughts, and calls in the tags of Hermes.
+    """The answer in what a model wrote in a conversation after its thought: calls in the tags of Hermes.
 
     Rows of data write expected calls in the same tags, whatever the format of the model's template.
     """
-    text = split_thought(text)[1]
     try:
         turn = read_turn(text) if tools else text
     except MalformedError:
