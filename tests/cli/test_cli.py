@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rung.evaluation.report.words import money_text
 from rung.progress import QUIET
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -192,13 +193,21 @@ def test_the_plan_of_an_endpoint_has_a_bill_and_no_made_up_time(rung, tmp_path, 
     done = rung("climb", tmp_path / "task.yaml", "--plan", "--json")
     assert done.returncode == 0, done.stderr
     planned = json.loads(done.stdout)
-    zero, *_ = (row for row in planned["plan"] if row["applies"])
+    zero, shown = (row for row in planned["plan"] if row["applies"])
     assert zero["seconds"] is zero["row_seconds"] is None
     assert zero["bill"] == pytest.approx(8 * zero["price_per_1000"] / 1000)
     assert zero["bill"] > 8
+    assert shown["bill"] > zero["bill"]
+    for row in (zero, shown):
+        assert row["test_bill"] == pytest.approx(4 * row["price_per_1000"] / 1000)
+    searched, tested = (sum(row[each] for row in (zero, shown)) for each in ("bill", "test_bill"))
     notes = "\n".join(planned["notes"])
     assert "is unknown: it asks an endpoint" in notes
-    assert "is expected to bill up to" in notes
+    assert (
+        f"the endpoint is expected to bill up to {money_text(searched + tested)}: {money_text(searched)} to make the "
+        f"rungs and answer the 8 rows to search by, {money_text(tested)} for zero-shot and the dearest rung on the 4 "
+        "test rows; more rungs on the test rows, and rungs on top of the best ones, are not counted"
+    ) in notes
     assert "problem: 4 test rows can never show a difference" in notes
     assert "unknown" in rung("climb", tmp_path / "task.yaml", "--plan").stdout
 

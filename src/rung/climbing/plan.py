@@ -58,9 +58,9 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         rows[0] |= {"rows": 0, "seconds": 0.0}
         spent = 0.0
     rows += [_left_row(name, left.reason) for name, left in state.left.items()]
-    bills = [row["bill"] for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
+    billed = [row for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
     problems = (f"problem: {problem}" for problem in state.data.report.problems)
-    return rows, [*_notes(state, spent, several=bool(models)), *_money_notes(bills), *problems]
+    return rows, [*_notes(state, spent, several=bool(models)), *_money_notes(state, billed), *problems]
 
 
 def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
         "name": base.name, "applies": True, "reason": "", "rows": n, "fit_tokens": 0,
         "tokens_per_row": round(cost.row_tokens), "row_seconds": pace,
         "seconds": None if pace is None else round(min(n, 3 * 8) * pace, 1), "memory_bytes": cost.memory_bytes,
-        "gain": None, "price_per_1000": _price(state, base, cost, pace or 0.0, 0.0), "bill": _bill(state, base, cost),
+        "gain": None, "price_per_1000": _price(state, base, cost, pace or 0.0, 0.0), **_bills(state, base, cost),
     }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def _row(state: ClimbState, line: Prospect) -> dict[str, Any]:
         "seconds": None if asks else round(line.seconds, 1), "row_seconds": None if asks else line.row_seconds,
         "memory_bytes": line.cost.memory_bytes, "gain": line.promise.gain,
         "price_per_1000": _price(state, line.base, line.cost, line.row_seconds, line.fit_seconds),
-        "bill": _bill(state, line.base, line.cost),
+        **_bills(state, line.base, line.cost, fits=state.fits if line.rung.learns or line.base.learns else 1),
     }  # fmt: skip
 
 
@@ -102,28 +102,46 @@ def _asks(state: ClimbState, arm: Arm, cost: Cost) -> bool:
     return artifact.decoder.uses_llm and is_endpoint(artifact.model) and cost.row_flops == 0
 
 
-def _bill(state: ClimbState, arm: Arm, cost: Cost) -> float | None:
-    """What an endpoint would bill for the fit and the rows to search by; None where its prices are not known."""
+def _bills(state: ClimbState, arm: Arm, cost: Cost, *, fits: int = 1) -> dict[str, float | None]:
+    """What an endpoint would bill: `bill` for so many fits and all rows of the search, `test_bill` for all test rows.
+
+    Both are None where its prices are not known. Where the same rows confirm, they are asked once.
+    """
     if not _asks(state, arm, cost):
-        return 0.0
+        return {"bill": 0.0, "test_bill": 0.0}
     price, options = _price(state, arm, cost, 0.0, 0.0), ApiOptions.from_environment()
     if price is None:
-        return None
-    return len(state.search) * price / 1000 + (options.price(cost.fit_tokens, 0) if options.priced else 0.0)
+        return {"bill": None, "test_bill": None}
+    made = options.price(fits * cost.fit_tokens, 0) if options.priced else 0.0
+    tested = 0 if state.search is state.confirm else len(state.confirm)
+    return {"bill": len(state.search) * price / 1000 + made, "test_bill": tested * price / 1000}
 
 
-def _money_notes(bills: list[float | None]) -> list[str]:
-    """What an endpoint would bill for the rungs of a plan; nothing where none asks one."""
-    known = [bill for bill in bills if bill is not None]
-    total = f"the endpoint is expected to bill up to {money_text(sum(known))} for the rows to search by"
-    unknown = "the endpoint's bill is not known: set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT"
-    return [unknown] if len(known) < len(bills) else [total] if any(known) else []
+def _money_notes(state: ClimbState, rows: list[dict[str, Any]]) -> list[str]:
+    """What an endpoint would bill for the rungs of a plan, and what that covers; nothing where none asks one.
+
+    `rows` are those of the arms that would run, the incumbent's among them. It confirms, with one more.
+    """
+    if any(row["bill"] is None for row in rows):
+        return ["the endpoint's bill is not known: set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT"]
+    searched = sum(row["bill"] for row in rows)
+    own = sum(row["test_bill"] for row in rows if row["name"] == state.incumbent)
+    tested = own + max((row["test_bill"] for row in rows if row["name"] != state.incumbent), default=0.0)
+    if not searched + tested:
+        return []
+    parts = f"{money_text(searched)} to make the rungs and answer the {len(state.search):,} rows to search by"
+    if tested:
+        others = "" if len(rows) == 1 else " and the dearest rung"
+        parts += f", {money_text(tested)} for {state.incumbent}{others} on the {len(state.confirm):,} test rows"
+    more = "" if len(rows) == 1 else "; more rungs on the test rows, and rungs on top of the best ones, are not counted"
+    return [f"the endpoint is expected to bill up to {money_text(searched + tested)}: {parts}{more}"]
 
 
 def _left_row(name: str, reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        ("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain", "price_per_1000", "bill")
-    )
+    nothing = dict.fromkeys((
+        "fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain", "price_per_1000", "bill",
+        "test_bill",
+    ))  # fmt: skip
     return {"name": name, "applies": False, "reason": reason, "rows": 0, "fits_budget": True, **nothing}
 
 
