@@ -5,8 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import rung
 from rung import progress
 from rung.progress import TerminalProgress
+from rung.retrieval.build import build_index
+from rung.rungs.yardsticks import NearestRow
+from rung.task import Task
 
 
 class Screen(io.StringIO):
@@ -122,17 +126,20 @@ def test_elsewhere_a_board_is_a_line_every_ten_seconds(clock, capsys):
     assert capsys.readouterr().err.splitlines() == [f"{second} s: tfidf-head 75 %" for second in (0, 12, 24)]
 
 
-def test_in_a_notebook_a_board_is_drawn_in_one_output(monkeypatch, capsys):
+@pytest.fixture
+def outputs(monkeypatch):
+    """A notebook: its outputs, each with what was drawn in it, HTML where there is some."""
     outputs = []
 
     class Handle:
         def __init__(self, bundle):
-            self.texts = [bundle["text/plain"]]
+            self.texts = []
             outputs.append(self)
+            self.update(bundle, raw=True)
 
         def update(self, bundle, *, raw):
             assert raw
-            self.texts.append(bundle["text/plain"])
+            self.texts.append(bundle.get("text/html", bundle["text/plain"]))
 
     def display(bundle, *, raw, display_id):
         assert (raw, display_id) == (True, True)  # a bundle by type, in an output that can be updated
@@ -141,6 +148,10 @@ def test_in_a_notebook_a_board_is_drawn_in_one_output(monkeypatch, capsys):
     kernel = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    return outputs
+
+
+def test_in_a_notebook_a_board_is_drawn_in_one_output(outputs, capsys):
     shown = TerminalProgress()
     for _ in range(2):  # two climbs
         shown.board(["climb: 1 s", "  tfidf-head  75 %"], "tfidf-head 75 %")
@@ -151,6 +162,57 @@ def test_in_a_notebook_a_board_is_drawn_in_one_output(monkeypatch, capsys):
         ["climb: 1 s\n  tfidf-head  75 %", "climb: 2 s\n  \ufffd[31mtfidf-head  80 %", ""]
     ] * 2
     assert capsys.readouterr().err == ""
+
+
+def test_in_a_notebook_a_step_is_a_bar_that_is_drawn_in_one_output(clock, outputs, capsys):
+    shown = TerminalProgress()
+    shown.start("answering", 0)  # an empty step leaves nothing behind
+    shown.finish()
+    shown.start("a <model>", 40)
+    clock[0] = 0.1
+    shown.advance(4)  # too soon to draw again
+    clock[0] = 10.0
+    shown.advance(6, note="loss 2 < 3")
+    shown.start("exporting")  # a step inside it: a line
+    shown.finish()
+    shown.say("proven better")
+    clock[0] = 40.0
+    shown.advance(30)
+    shown.finish("loss 1")
+    shown.start("reading")
+    clock[0] = 45.0
+    shown.advance(7)
+    shown.finish()
+    assert [each.texts for each in outputs] == [
+        ['<progress aria-label="answering"></progress> answering: 0/0', "",
+         '<progress aria-label="a &lt;model&gt;" max="40" value="0"></progress> a &lt;model&gt;: 0/40',
+         '<progress aria-label="a &lt;model&gt;" max="40" value="10"></progress> '
+         "a &lt;model&gt;: 10/40, 30 s left, loss 2 &lt; 3",
+         '<progress aria-label="a &lt;model&gt;" max="40" value="40"></progress> a &lt;model&gt;: 40/40, loss 2 &lt; 3',
+         "a <model>: 40 in 40 s, loss 1"],
+        ['<progress aria-label="reading"></progress> reading ...',
+         '<progress aria-label="reading"></progress> reading: 7', "reading: 7 in 5 s"],
+    ]  # fmt: skip
+    assert capsys.readouterr().err == "exporting ...\nproven better\n"
+
+
+def test_in_a_notebook_long_work_shows_a_bar_by_itself(outputs, tiny_zero, data, tmp_path):
+    rows = [dict(example.inputs) for example in data.test[:3]]
+    (tmp_path / "guide.md").write_text("Cards arrive within a week.")
+    asking = Task(
+        name="guide", instruction="Answer.", inputs=["question"], output={"kind": "text"},
+        corpus={"files": str(tmp_path), "encoder": "embedded-encoder"},
+    )  # fmt: skip
+    works = {
+        "fit": lambda: NearestRow().fit(tiny_zero, data), "predict": lambda: tiny_zero.predict(rows),
+        "rung.predict": lambda: rung.predict(tiny_zero, rows),
+        "compare": lambda: rung.compare(tiny_zero, tiny_zero, data.test[:3]), "index": lambda: build_index(asking),
+    }  # fmt: skip
+    for name, work in works.items():
+        outputs.clear()
+        work()
+        drawn = [text for each in outputs for text in each.texts]
+        assert any(text.startswith("<progress aria-label=") for text in drawn), name
 
 
 def test_outside_of_notebooks_a_board_imports_nothing(monkeypatch):

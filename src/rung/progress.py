@@ -98,11 +98,31 @@ class Quiet:
 QUIET: Progress = Quiet()
 
 
+class _Output:
+    """An output of a notebook's cell that is drawn anew in its place."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def draw(self, text: str, markup: str = "", *, last: bool = False) -> None:
+        """Show a text, or markup where the notebook shows HTML; after the `last` one, the next begins another output.
+
+        Nothing is begun by an empty text.
+        """
+        shown = {"text/plain": text} | ({"text/html": markup} if markup else {})
+        if self._handle is not None:
+            self._handle.update(shown, raw=True)
+        elif text:  # IPython runs here, so this loads nothing new
+            self._handle = importlib.import_module("IPython.display").display(shown, raw=True, display_id=True)
+        if last:
+            self._handle = None
+
+
 class TerminalProgress:
     """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere.
 
-    On a terminal a board stands above the step, and in a notebook in an output of its own, each drawn in place;
-    elsewhere its news is a line every ten seconds.
+    On a terminal a board stands above the step; elsewhere its news is a line every ten seconds. In a notebook the step
+    is a bar, and the board and the bar each have an output that is drawn in place; no widgets are needed.
     """
 
     INTERVAL_LIVE = 0.2
@@ -116,11 +136,11 @@ class TerminalProgress:
         self._board: list[str] = []
         self._drawn = 0  # lines of the board on the screen, above the cursor
         self._told = -self.INTERVAL_LOG
-        self._output: Any = None  # the notebook's output with the board
+        self._outputs = (_Output(), _Output()) if _in_notebook() else None  # for the board, and for the bar
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._write(text, end="\n")
+        self._line(text)
 
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step; a counted step inside a step (embedding during scoring) stays silent.
@@ -132,10 +152,11 @@ class TerminalProgress:
         if self._nested == 1:
             self._label, self._total, self._done, self._note = label, total or 0, 0, ""
             self._start = self._shown = time.monotonic()
-        if total is None:
-            self._write(f"{label} ...", end="" if self._live and self._nested == 1 else "\n")
-        elif self._live and self._nested == 1:
-            self._write(f"{label}: 0/{total}", end="")
+        outermost = self._live and self._nested == 1
+        if total is None and not outermost:
+            self._line(f"{label} ...")
+        elif outermost:
+            self._status(f"{label} ..." if total is None else f"{label}: 0/{total}")
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count units as done."""
@@ -150,7 +171,7 @@ class TerminalProgress:
             parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {done}"]
             if self._done and self._total > self._done:
                 parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
-            self._write(", ".join([*parts, self._note] if self._note else parts), end="" if self._live else "\n")
+            (self._status if self._live else self._line)(", ".join([*parts, self._note] if self._note else parts))
 
     def finish(self, note: str = "") -> None:
         """End the step; on a terminal its line stays, with the time it took."""
@@ -161,14 +182,14 @@ class TerminalProgress:
         if took >= 1.0:
             count = self._done or self._total
             text = f"{self._label}: {count} in {_duration(took)}" if count else f"{self._label}: {_duration(took)}"
-            self._write(f"{text}, {note}" if note else text, end="\n")
+            self._line(f"{text}, {note}" if note else text, of_step=True)
         elif self._live:
-            self._write("", end="")
+            self._status("")
 
     def board(self, lines: Sequence[str], news: str = "") -> None:
         """Draw the board anew, on a terminal below what was said; elsewhere print the news, if it is time for it."""
-        if _in_notebook():
-            self._draw_output("\n".join(map(clean, lines)))
+        if self._outputs:
+            self._outputs[0].draw("\n".join(map(clean, lines)), last=not lines)
         elif sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be erased
             self._board = [clean(line)[:width] for line in lines]
@@ -177,19 +198,28 @@ class TerminalProgress:
             self._told = now
             self._write(news, end="\n")
 
-    def _draw_output(self, text: str) -> None:
-        """Show text in one output of the notebook; no text empties it, and the next text begins another."""
-        shown = {"text/plain": text}
-        if self._output is not None:
-            self._output.update(shown, raw=True)
-        elif text:  # IPython runs here, so this loads nothing new
-            self._output = importlib.import_module("IPython.display").display(shown, raw=True, display_id=True)
-        if not text:
-            self._output = None
+    def _status(self, text: str) -> None:
+        """Show how far the step is, in place of what was shown of it before; no text removes that."""
+        if self._outputs is None:
+            self._write(text, end="")
+            return
+        text = clean(text)
+        value = f' max="{self._total}" value="{min(self._done, self._total)}"' if self._total else ""
+        bar = f'<progress aria-label="{safe(self._label)}"{value}></progress> {safe(text)}' if text else ""
+        self._outputs[1].draw(text, bar)
+
+    def _line(self, text: str, *, of_step: bool = False) -> None:
+        """Print a line that stays; one that ends the step stands, in a notebook, where its bar was."""
+        if self._outputs is None:
+            self._write(text, end="\n")
+        elif of_step:
+            self._outputs[1].draw(clean(text), last=True)
+        else:
+            sys.stderr.write(clean(text) + "\n")
+            sys.stderr.flush()
 
     def _write(self, text: str, end: str) -> None:
-        wipe = "\r" + " " * 120 + "\r" if _in_notebook() else "\r\x1b[2K"  # notebooks know no erasing
-        line = clean(text) + end
+        wipe, line = "\r\x1b[2K", clean(text) + end
         if self._drawn or self._board:
             wipe = (f"\r\x1b[{self._drawn}A" if self._drawn else "\r") + "\x1b[J"
             board, self._drawn = "".join(f"{each}\n" for each in self._board), len(self._board)

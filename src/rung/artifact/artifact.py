@@ -50,7 +50,7 @@ from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.models.thinking import thought_beginning
-from rung.progress import QUIET, Progress, card
+from rung.progress import QUIET, Progress, card, default_progress
 from rung.prompts.answer_form import number_form, record_form
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import Rendered
@@ -206,7 +206,7 @@ class Artifact:
         variants = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
         return tuple(variant.with_engine(self.open()) for variant in variants)
 
-    def predict(self, rows: Any, *, full: bool = True, progress: Progress = QUIET) -> list[Answer]:
+    def predict(self, rows: Any, *, full: bool = True, progress: Progress | None = None) -> list[Answer]:
         """Answer every row.
 
         Args:
@@ -214,7 +214,7 @@ class Artifact:
                 Arrow table, a `datasets.Dataset`, or the `pathlib.Path` of a file; for a task with one input also a
                 text, or a list of texts. A conversation that ends with its answer is answered without it.
             full: compute the probability of every label; without it, only the answer is computed, which is faster.
-            progress: reports every batch.
+            progress: reports every batch; by default where a person watches, in a terminal or a notebook.
 
         Raises:
             DataError: a row lacks an input column, or is no row; the message names it.
@@ -222,7 +222,7 @@ class Artifact:
         shape = self.signature
         given = whole_rows(given_records(rows, shape.inputs, shape.kind), shape.inputs, shape.kind)
         examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in given]
-        return self.answer(examples, full=full, progress=progress)
+        return self.answer(examples, full=full, progress=progress or default_progress())
 
     def answer(
         self, examples: Sequence[Example], *, full: bool = True, passages: Given = None, progress: Progress = QUIET

@@ -31,7 +31,7 @@ from rung.data.rows import Example, Record
 from rung.data.sources import FileFormat, detected, read_rows
 from rung.errors import ConfigError, DataError, RungError, suggest
 from rung.models.files import lock_alone, write_atomically, writing
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, default_progress
 from rung.yamlfile import read_bytes, read_object, sealed_lines, unreadable
 
 BATCH = 64  # rows answered together and written before the next are read
@@ -242,7 +242,8 @@ def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0)
     records = list(given_records(rows, shape.inputs, shape.kind))
     whole = whole_rows(records, shape.inputs, shape.kind)
     columns = AnswerColumns(kept_columns(keep, _union(records), "the table"), top_k)
-    answers = artifact.answer([read_row(each.values, shape.inputs, shape.kind, each.source) for each in whole])
+    examples = [read_row(each.values, shape.inputs, shape.kind, each.source) for each in whole]
+    answers = artifact.answer(examples, progress=default_progress())
     return [columns.values(artifact, record, answer) for record, answer in zip(records, answers, strict=True)]
 
 

@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, ThresholdError
+from rung.progress import QUIET
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
@@ -120,7 +121,7 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
 
     decoder = artifact.decoder
     if not (decoder.streams and decoder.unconstrained):
-        answer = artifact.predict([row])[0]
+        answer = artifact.predict([row], progress=QUIET)[0]
         render.answer(answer)
         return answer.text
     rendered = artifact.rendered(row)

@@ -29,7 +29,7 @@ from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, sum
 from rung.evaluation.result import YARDSTICK, Comparison, Prediction, RungResult, Split
 from rung.evaluation.statistics import PairedComparison, is_binary, mean_interval
 from rung.evaluation.statistics import compare as compare_scores
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, default_progress
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -175,12 +175,13 @@ def compare_rows(
 
 def compare(
     a: Artifact, b: Artifact, examples: Sequence[Example], *, folder: Path | None = None, seed: int = 0,
-    progress: Progress = QUIET,
+    progress: Progress | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p.
 
     `folder` is searched first for a metric of the user.
     """
+    progress = progress or default_progress()
     rows = [evaluate(artifact, examples, "test", folder=folder, progress=progress) for artifact in (a, b)]
     return compare_answers(a, b, *rows, folder=folder, seed=seed)
 

@@ -21,7 +21,7 @@ from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.models.cache import cache_dir
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, default_progress
 from rung.retrieval.chunking import Chunk, Chunker
 from rung.retrieval.documents import CorpusSource, Listing, Problem, SourceDocument, list_sources, read_documents
 from rung.retrieval.formats import rejoined
@@ -38,13 +38,15 @@ BATCH = 1024  # passages embedded and written together: what a killed build lose
 EMBEDDED = 256  # passages embedded at once: how often progress shows
 
 
-def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) -> Index:
+def build_index(task: Task, *, again: bool = False, progress: Progress | None = None) -> Index:
     """Build or update the index of a task's corpus in the cache or its object store (see `build`), and open it.
 
     Raises:
         ConfigError: the task has no corpus.
     """
-    return build(index_location(task), corpus_of(task), task.folder, again=again, progress=progress)
+    return build(
+        index_location(task), corpus_of(task), task.folder, again=again, progress=progress or default_progress()
+    )
 
 
 def corpus_of(task: Task) -> Corpus:

@@ -32,7 +32,7 @@ from rung.machine import Machine
 from rung.models.checkpoint import ModelKind
 from rung.models.hub import is_static
 from rung.models.reference import is_cached, is_endpoint, resolve
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, default_progress
 from rung.task import Task
 from rung.training.distributed import current
 
@@ -153,13 +153,14 @@ def training_rows(artifact: Artifact, rows: Any) -> Data:
 
 def _with_rows(fit: Callable[..., Artifact]) -> Callable[..., Artifact]:
     @wraps(fit)
-    def fitted(self: Rung, artifact: Artifact, data: Any, *, progress: Progress = QUIET) -> Artifact:
+    def fitted(self: Rung, artifact: Artifact, data: Any, *, progress: Progress | None = None) -> Artifact:
         if not (self.trains_together or current().alone):
             raise ConfigError(
                 "not-distributed", f"the rung {self.name} does not train in several processes",
                 hint="start one process: leave --devices out",
             )  # fmt: skip
-        return fit(self, artifact, data if isinstance(data, Data) else training_rows(artifact, data), progress=progress)
+        shown = progress or (default_progress() if current().first else QUIET)
+        return fit(self, artifact, data if isinstance(data, Data) else training_rows(artifact, data), progress=shown)
 
     return fitted
 
@@ -241,7 +242,8 @@ class Rung(ABC):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Make a new artifact from `artifact`, which does not change.
 
-        `data` may also be rows with the task's columns: a list of dicts, a frame, a file; see `training_rows`.
+        `data` may also be rows with the task's columns: a list of dicts, a frame, a file; see `training_rows`. Without
+        `progress`, it is shown where a person watches, in a terminal or a notebook.
         """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
