@@ -1,11 +1,15 @@
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from engines.fault_server import FaultServer, Reply, completion
 from rung.errors import EngineError, MachineError, install_command, needed_by
 
 
@@ -90,3 +94,81 @@ def test_the_floors_are_above_known_holes():
     least = {"h11": (0, 16), "jinja2": (3, 1, 6), "lxml": (6, 1), "nltk": (3, 10, 4), "starlette": (1, 6)}
     for name, version in least.items():
         assert tuple(map(int, floors[name].split("."))) >= version, name
+
+
+# Runs first in a process of its own: what `rung[local]` brings cannot be imported there.
+CORE = """
+import json, sys
+for name in json.loads(sys.argv.pop(1)):
+    sys.modules[name] = None
+from rung.cli.main import main
+for command in json.loads(sys.argv[1]):
+    sys.argv[1:] = command
+    print("$", *command, flush=True)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+LOCAL = ("openvino", "openvino_genai", "optimum", "sentence_transformers", "torch", "transformers", "sklearn",
+         "cleanlab", "peft", "datasets", "pyarrow", "scipy", "lancedb")  # fmt: skip
+ROWS = [
+    (f"{ask} {thing} number {i}", thing) for i in range(12) for ask, thing in (("lost my", "card"), ("late", "loan"))
+]
+
+
+def on_core(folder, *commands):
+    """What the commands print on a core install, by command."""
+    done = subprocess.run(
+        [sys.executable, "-c", CORE, json.dumps(LOCAL), json.dumps(commands)], cwd=folder, capture_output=True,
+        text=True, env={**os.environ, "RUNG_CACHE": str(folder / "cache"), "COLUMNS": "160"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(part.split("\n", 1) for part in done.stdout.split("$ ")[1:])
+
+
+@pytest.fixture
+def copying():
+    """An endpoint that answers as the last demonstration that it is shown does."""
+
+    def answer(path, body):
+        said = [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
+        text = said[-1] if said else "?"
+        return Reply(completion(json.dumps({"answer": text}) if "response_format" in body else text))
+
+    server = FaultServer()
+    server.answer = answer
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("kind", ["category", "text"])
+def test_on_a_core_install_demonstrations_for_an_endpoint_are_chosen_by_words(tmp_path, copying, kind):
+    rows = "".join(json.dumps({"text": text, "topic": topic}) + "\n" for text, topic in ROWS)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "task.yaml").write_text(
+        f"name: topics\ninstruction: Name the topic.\ninputs: [text]\nmodel: {copying.reference}\n"
+        f"metric: exact_match\noutput: {{kind: {kind}, column: topic}}\ndata: {{train: rows.jsonl}}\n"
+        "rungs:\n  few-shot-knn: {k: 2}\n".replace("metric: exact_match\n" if kind == "category" else "\0", "")
+    )
+    climb = ["climb", "task.yaml", "--rungs", "few-shot-knn"]
+    arm = "runs/topics/rungs/few-shot-knn/artifact"
+    said = on_core(
+        tmp_path, ["trust", "--yes", "task.yaml"], [*climb, "--plan"], [*climb, "--quiet"], ["show", arm],
+        ["show", arm, "--json"], ["predict", arm, "rows.jsonl", "--keep", "text", "--quiet"],
+    )  # fmt: skip
+    remark = "few-shot-knn compares rows by their words, because nothing here runs a sentence encoder"
+    assert remark in said[" ".join([*climb, "--plan"])]
+    report = json.loads((tmp_path / "runs/topics/report.json").read_text())
+    assert any(note.startswith(remark) for note in report["notes"])
+    (few,) = (each for each in report["rungs"] if each["name"] == "few-shot-knn")
+    assert (few["score"], few["n"]) == (1.0, len(ROWS))
+    assert "knn, 2 of 24, compared by their words" in said[f"show {arm}"]
+    settings = json.loads((tmp_path / arm / "artifact.json").read_text())
+    assert settings["settings"]["few-shot-knn"]["compared_by"] == "words"
+    assert settings["demonstrations"]["encoder"] == ""
+    answers = [json.loads(line) for line in said[f"predict {arm} rows.jsonl --keep text --quiet"].splitlines()]
+    assert [(each["text"], each["output"]) for each in answers] == ROWS
+    asked = copying.bodies()[-1]["messages"]
+    assert [turn["content"] for turn in asked if turn["role"] == "assistant"] == [ROWS[-1][1]] * 2

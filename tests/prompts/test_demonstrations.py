@@ -8,7 +8,8 @@ POOL = tuple(Example(f"{i}", {"text": f"{i}"}, ("ab"[i % 2],), f"p:{i}") for i i
 
 
 def chosen(shown, question="x", vector=None):
-    return [example.id for example in shown.choose(question, vector, lambda example: 1)]
+    asked = Example(question, {"text": question}, (), "q:1")
+    return [example.id for example in shown.choose(asked, vector, lambda example: 1)]
 
 
 def test_members_show_disjoint_rows_the_nearest_dealt_in_turn():
@@ -19,6 +20,27 @@ def test_members_show_disjoint_rows_the_nearest_dealt_in_turn():
     assert [chosen(member, "x", question) for member in shown.members()] == [["3", "0"], ["4", "1"], ["5", "2"]]
     # The question itself is never shown: the others move up.
     assert [chosen(member, "0", question) for member in shown.members()] == [["4", "1"], ["5", "2"], ["6", "3"]]
+
+
+TEXTS = ("my card is lost", "my card, my card", "cards get lost at sea", "the weather is fine", "my loan is late")
+SAID = tuple(Example(f"{i}", {"text": text, "n": i}, ("a",), f"p:{i}") for i, text in enumerate(TEXTS))
+
+
+def test_without_an_encoder_rows_are_compared_by_their_words():
+    asked = Example("x", {"text": "Lost: a CARD", "n": 9}, (), "q:1")
+
+    def ranked(selection, rows=SAID, **settings):
+        shown = Demonstrations(selection, 3, rows, **settings)
+        return [example.id for example in reversed(shown.choose(asked, None, lambda example: 1))]
+
+    assert ranked("knn") == ["0", "1", "2"]  # `cards` is another word than `card`, and `lost` is as frequent
+    assert ranked("knn", tuple(reversed(SAID))) == ["0", "2", "1"]
+    assert ranked("mmr", diversity=0.9)[1] != "1"
+    words = Demonstrations("knn", 3, SAID).words
+    alike = words.between(range(5), range(5))
+    assert alike == pytest.approx(np.stack([words.similarity(row) for row in SAID]), abs=1e-6)
+    assert np.diag(alike) == pytest.approx(np.ones(5), abs=1e-6)
+    assert words.similarity(Example("y", {"text": "?!", "n": None}, (), "q:2")).tolist() == [0.0] * 5
 
 
 @pytest.mark.parametrize("selection", ["balanced", "fixed", "random"])

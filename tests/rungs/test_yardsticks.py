@@ -187,11 +187,17 @@ def test_without_scikit_learn_they_say_what_is_missing(zero, data, monkeypatch):
 
 def test_without_a_library_for_encoders_what_compares_rows_says_so(zero, data, monkeypatch):
     monkeypatch.setattr("rung.rungs.base.find_spec", lambda name: None)
-    for rung_ in (FewShot("knn"), FewShot("mmr"), NearestRow()):
+    for rung_ in (FewShot("knn", encoder="org/encoder"), FewShot("mmr", encoder="org/encoder"), NearestRow()):
         assert "rung[local]" in rung_.applies(zero, data).reason
-    assert FewShot("balanced").applies(zero, data).applies
+    for rung_ in (FewShot("knn"), FewShot("mmr")):  # what nobody asked for gives way to words, and says so
+        assert rung_.applies(zero, data).applies
+        assert "rung[local]" in rung_.remark
+    for rung_ in (FewShot("balanced"), FewShot("knn", encoder=None)):
+        assert rung_.applies(zero, data).applies
+        assert rung_.remark == ""
     monkeypatch.setattr("rung.rungs.base.is_static", lambda folder: True)  # a table of vectors needs no library
     assert FewShot("knn").applies(zero, data).applies
+    assert FewShot("knn").remark == ""
 
 
 def test_a_head_without_features_is_refused():

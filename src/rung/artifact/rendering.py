@@ -191,7 +191,7 @@ def _demonstrations(
         texts = [prompt.question(example.inputs) for example in examples]
         vectors = open_encoder(pool.encoder, progress=progress).embed(texts, progress=progress)
     return [
-        pool.choose(example.id, None if vectors is None else vectors[row], cost) for row, example in enumerate(examples)
+        pool.choose(example, None if vectors is None else vectors[row], cost) for row, example in enumerate(examples)
     ]
 
 

@@ -156,6 +156,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         if (rows := [row for row in state.store.predictions(name).values() if row.split == state.confirm.split])
         for note, count in notes(rows).items()
     ]
+    remarks += [f"{name} {arm.rung.remark}" for name, arm in state.arms.items() if arm.rung and arm.rung.remark]
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
     answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
     rungs = tuple(related(results, answers, best, state.scoring, seed=state.options.seed))

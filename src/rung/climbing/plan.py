@@ -166,6 +166,7 @@ def _notes(state: ClimbState, total: float, *, several: bool) -> list[str]:
         f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
         f"engine: {'torch scores the labels' if scored else explain(task.model, state.options.engine)}",
         *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
+        *[f"{rung.name} {rung.remark}" for rung in state.rungs if rung.remark and rung.name not in state.left],
         "on top of the best ones, what still applies is tried where it is expected to gain",
         *[f"on top of {name}, the other rungs are tried as well" for name in opening],
     ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import LabelScoring, label_scoring
-from rung.prompts.demonstrations import Demonstrations
+from rung.prompts.demonstrations import COMPARED, Demonstrations
 from rung.prompts.prompt import verbalize
 
 Verbalizer = Literal["own", "words", "plain", "sentence"]
@@ -126,7 +126,7 @@ class SearchSpace:
 
     def _shots(self, name: str, k: int, rng: random.Random) -> Shots:
         pool = self.pools[name]
-        if pool.needs_vectors:  # the question chooses the rows and their order
+        if pool.selection in COMPARED:  # the question chooses the rows and their order
             return Shots(name, min(k, len(pool.pool)), pool.seed)
         return Shots(name, min(k, len(pool.pool)), rng.randrange(2**31), rng.randrange(3))
 

@@ -64,7 +64,7 @@ def skip(reason: str, *, final: bool = False) -> Applicability:
     return Applicability(False, reason, final)
 
 
-def _encoder_library_missing(encoder: str) -> bool:
+def encoder_library_missing(encoder: str) -> bool:
     """Say whether nothing here runs a sentence encoder; a table of vectors needs no library."""
     if find_spec("openvino") is not None or find_spec("sentence_transformers") is not None:
         return False
@@ -201,7 +201,7 @@ class Rung(ABC):
     def applies(self, artifact: Artifact, data: Data) -> Applicability:
         """Say whether the rung can be put on top of `artifact`, or why not."""
         unmet = check_needs(self.needs, artifact, data)
-        if unmet.applies and any(map(_encoder_library_missing, self.encoders)):
+        if unmet.applies and any(map(encoder_library_missing, self.encoders)):
             return skip(f"its sentence encoder needs a library: {install_command('local')}", final=True)
         return self.suits(artifact, data) if unmet.applies else unmet
 
@@ -214,6 +214,11 @@ class Rung(ABC):
     def encoders(self) -> tuple[str, ...]:
         """References of the sentence encoders that `fit` opens."""
         return ()
+
+    @property
+    def remark(self) -> str:
+        """What a plan and a report say of how the rung works on this machine, after its name; empty for nothing."""
+        return ""
 
     def cache_key(self, artifact: Artifact) -> tuple[object, ...] | None:
         """Name the parts of the base artifact that decide the rung's result; None for all of it.

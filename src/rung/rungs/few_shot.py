@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -12,17 +13,63 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
+from rung.engines.base import Floats
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
-from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
+from rung.prompts.demonstrations import COMPARED, Demonstrations, Selection
+from rung.rungs.base import (
+    OK,
+    Applicability,
+    Cost,
+    CountOrZero,
+    Fraction,
+    Rung,
+    encoder_library_missing,
+    rung,
+    skip,
+)
 from rung.rungs.costs import inference_cost, sizes
 from rung.rungs.features import reading_cost, texts_of, vectors_of
 from rung.training.config import Count
 
-COMPARED = ("knn", "mmr")  # selections that compare rows with an encoder
+BY_WORDS = {"compared_by": "words"}  # the setting of an artifact whose rows no encoder compares
+
+
+class ComparingRung(Rung):
+    """A rung that may compare rows: with a sentence encoder or, where none is to be used or runs here, by their words.
+
+    Only the encoder that a rung has by default gives way; one that was asked for is an error where it does not run.
+    """
+
+    encoder: str | None
+
+    @property
+    @abstractmethod
+    def chosen_by(self) -> Selection:
+        """How rows are chosen."""
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The one that measures similarity."""
+        return (self.encoder,) if self.chosen_by in COMPARED and self.encoder and not self.remark else ()
+
+    @property
+    def remark(self) -> str:
+        """That words are compared, though nobody asked for it."""
+        if self.chosen_by not in COMPARED or self.encoder != ENCODER or not encoder_library_missing(ENCODER):
+            return ""
+        return (
+            "compares rows by their words, because nothing here runs a sentence encoder: uv pip install 'rung[local]'"
+        )
+
+    def compared(self, artifact: Artifact, data: Data, progress: Progress) -> tuple[Floats | None, str, dict[str, str]]:
+        """The vectors of the training rows, the encoder that made them, and what the settings say where none did."""
+        if not self.encoders:
+            return None, "", BY_WORDS if self.chosen_by in COMPARED else {}
+        (encoder,), texts = self.encoders, texts_of(artifact, data.train)
+        return vectors_of(artifact, encoder, texts, data.known, progress=progress), encoder, {}
 
 
 # Fixed and random demonstrations differ from balanced ones only by chance: a climb tries them when asked to.
@@ -32,14 +79,15 @@ COMPARED = ("knn", "mmr")  # selections that compare rows with an encoder
 @rung("few-shot-random", family="in-context", order=310, selection="random")
 @rung("few-shot-fixed", family="in-context", order=300, selection="fixed")
 @dataclass(frozen=True)
-class FewShot(Rung):
+class FewShot(ComparingRung):
     """Show k training rows, chosen by `selection`, in the order least to most similar.
 
     Attributes:
         selection: how rows are chosen; see `rung.prompts.demonstrations.Demonstrations`.
         k: rows shown, at most.
         token_budget: tokens of all these rows, at most; the least similar are left out first.
-        encoder: sentence encoder that measures similarity, for `knn` and `mmr`.
+        encoder: sentence encoder that measures similarity, for `knn` and `mmr`; None compares the rows' words, as the
+            default one does where nothing runs it.
         diversity: weight of differing from the rows already chosen, for `mmr`.
         seed: seed of the random choices.
     """
@@ -49,7 +97,7 @@ class FewShot(Rung):
     selection: Selection = "knn"
     k: Count = 5
     token_budget: Count = 1024
-    encoder: str = ENCODER
+    encoder: str | None = ENCODER
     diversity: Fraction = 0.3
     seed: CountOrZero = 0
 
@@ -73,32 +121,31 @@ class FewShot(Rung):
         return self.selection in COMPARED
 
     @property
-    def encoders(self) -> tuple[str, ...]:
-        """The one that measures similarity."""
-        return (self.encoder,) if self.selection in COMPARED else ()
+    def chosen_by(self) -> Selection:
+        """The selection."""
+        return self.selection
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k rows; a pool to search has to be embedded."""
         shown = Demonstrations(self.selection, self.k, (), token_budget=self.token_budget)
         cost = inference_cost(replace(artifact, demonstrations=shown), data, machine)
-        return cost.after(reading_cost(artifact, self.encoder, data, machine)) if self.encoders else cost
+        for encoder in self.encoders:
+            cost = cost.after(reading_cost(artifact, encoder, data, machine))
+        return cost
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
-        pool, vectors, encoder = data.train, None, ""
-        if self.encoders:
-            encoder, texts = self.encoder, texts_of(artifact, pool)
-            vectors = vectors_of(artifact, encoder, texts, data.known, progress=progress)
+        pool, (vectors, encoder, by) = data.train, self.compared(artifact, data, progress)
         shown = Demonstrations(
             self.selection, self.k, pool, vectors, encoder, self.token_budget, self.diversity, self.seed
         )
         settings = {"k": self.k, "token_budget": self.token_budget, "pool": len(pool), "encoder": encoder or None}
-        return artifact.step(self.name, settings, demonstrations=shown)
+        return artifact.step(self.name, {**settings, **by}, demonstrations=shown)
 
 
 @rung("demonstration-ensemble", family="in-context", order=350, topics=("single label",))
 @dataclass(frozen=True)
-class DemonstrationEnsemble(Rung):
+class DemonstrationEnsemble(ComparingRung):
     """Average label scores over several sets of demonstrations, then calibrate them.
 
     The choice of one set of demonstrations is luck (Lu et al. 2022, https://arxiv.org/abs/2104.08786). The mean
@@ -111,7 +158,8 @@ class DemonstrationEnsemble(Rung):
         rows: `knn`: the nearest rows, dealt to the sets in turn; `balanced`: the same rows for all questions, with all
             labels equally often.
         unlabelled: training rows whose inputs (not labels) calibrate the average.
-        encoder: sentence encoder, for `knn`.
+        encoder: sentence encoder, for `knn`; None compares the rows' words, as the default one does where nothing runs
+            it.
     """
 
     needs = ("scored labels", "no demonstrations", "untuned")
@@ -120,7 +168,7 @@ class DemonstrationEnsemble(Rung):
     k: Count = 4
     rows: Selection = "knn"
     unlabelled: Count = 32
-    encoder: str = ENCODER
+    encoder: str | None = ENCODER
     seed: CountOrZero = 0
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
@@ -131,9 +179,9 @@ class DemonstrationEnsemble(Rung):
         return OK if enough else skip(reason, final=True)
 
     @property
-    def encoders(self) -> tuple[str, ...]:
-        """The one that measures similarity."""
-        return (self.encoder,) if self.rows in COMPARED else ()
+    def chosen_by(self) -> Selection:
+        """How the rows of all sets are chosen."""
+        return self.rows
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """`sets` prompts a row, each longer by `k` rows."""
@@ -142,21 +190,20 @@ class DemonstrationEnsemble(Rung):
         cost = inference_cost(
             artifact, data, machine, fit_rows=min(self.unlabelled, len(data.train)), extra_tokens=extra
         )
-        return cost.after(reading_cost(artifact, self.encoder, data, machine)) if self.encoders else cost
+        for encoder in self.encoders:
+            cost = cost.after(reading_cost(artifact, encoder, data, machine))
+        return cost
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Add the sets of demonstrations, and calibrate their average."""
-        vectors, encoder = None, ""
-        if self.encoders:
-            encoder, texts = self.encoder, texts_of(artifact, data.train)
-            vectors = vectors_of(artifact, encoder, texts, data.known, progress=progress)
+        vectors, encoder, by = self.compared(artifact, data, progress)
         shown = Demonstrations(
             self.rows, self.k, data.train, vectors, encoder, seed=self.seed, sets=self.sets
         )  # fmt: skip
         plain = replace(artifact, demonstrations=shown).with_engine(artifact.open())
         inputs = race_order(data.train)[: self.unlabelled]
         decoder = self._calibrated(plain, inputs, progress)
-        settings = {"sets": self.sets, "k": self.k, "rows": self.rows, "unlabelled": len(inputs)}
+        settings = {"sets": self.sets, "k": self.k, "rows": self.rows, "unlabelled": len(inputs), **by}
         return artifact.step(self.name, settings, demonstrations=shown, decoder=decoder)
 
     def _calibrated(self, artifact: Artifact, inputs: tuple[Example, ...], progress: Progress) -> LabelScoring:

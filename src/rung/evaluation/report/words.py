@@ -505,6 +505,8 @@ def artifact_facts(artifact: Artifact) -> dict[str, Any]:
     """What an artifact is made of, as plain values."""
     shown, retriever, signature = artifact.demonstrations, artifact.retriever, artifact.signature
     demonstrations = None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}"
+    if shown is not None and shown.words is not None:
+        demonstrations = f"{demonstrations}, compared by their words"
     if shown is not None and shown.sets > 1:
         demonstrations = f"{demonstrations}, {shown.sets} prompts"
     training = {name: each[TRAINING_DATA] for name, each in artifact.settings.items() if TRAINING_DATA in each}
