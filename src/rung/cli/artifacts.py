@@ -79,6 +79,18 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
     return dict(text.partition("=")[::2] for text in texts)
 
 
+def _asking(folder: Path, artifact: Artifact) -> tuple[object, ...]:
+    """The command that has an artifact answer one input."""
+    first, *others = artifact.signature.inputs
+    return (
+        "rung",
+        "run",
+        folder,
+        *(f"{name}=..." for name in (first, *others) if others),
+        *([] if others else ["your text"]),
+    )
+
+
 def _json_row(text: str, columns: Sequence[str]) -> dict[str, Any]:
     try:
         row = loads(text)
@@ -231,7 +243,7 @@ def show(
     loaded = options.load_artifact(artifact, runs=False)
     if not prompt:
         facts = {**artifact_facts(loaded), "fingerprint": fingerprint(artifact_folder(artifact))}
-        render.result(json, facts, lambda: render.artifact(facts))
+        render.result(json, facts, lambda: render.artifact(facts), then=_asking(artifact, loaded))
         return
     values, texts = rows_of(loaded, artifact, data, row)[row - 1], []
     for variant in loaded.prompt_variants():
@@ -290,8 +302,7 @@ def merge(
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
     difference = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
     values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(difference)}
-    text = f'{values["model"]}: {difference}\nNext: rung run {values["artifact"]} "your text"'
-    render.result(json, values, text)
+    render.result(json, values, f"{values['model']}: {difference}", then=_asking(out / "artifact", loaded))
 
 
 def export(
@@ -328,8 +339,8 @@ def export(
         return
     loaded = options.load_artifact(artifact, quiet=quiet)
     command = export_for(kind, loaded, out, progress=options.progress(quiet))
-    text = f"{out}: {to}\nNext: cd {out} && {command}"
-    render.result(json, {"folder": str(out), "server": to, "start": command}, text)
+    values = {"folder": str(out), "server": to, "start": command}
+    render.result(json, values, f"{out}: {to}", then=f"cd {shlex.quote(str(out))} && {command}")
 
 
 def push(

@@ -190,9 +190,8 @@ def _fit(
     made = chosen.fit(start, data, progress=options.progress(quiet))
     if world.first:
         made.save(out)
-        render.result(json, {"artifact": str(out), "rung": name, "processes": world.size}, f"{out}")
-        if not json:
-            render.note(f"measure it:\n  rung eval {out} {file}")
+        values = {"artifact": str(out), "rung": name, "processes": world.size}
+        render.result(json, values, f"{out}", then=("rung", "eval", out, file))
 
 
 def demo(
@@ -216,9 +215,12 @@ def demo(
     how = options.climb_options(budget=budget, rungs=None, seed=0, engine="auto", out=folder / "runs", resume=False)
     done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
     write_reports(done)
-    render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder))
-    if not json:
-        render.say(f"\nThe task is {task}. Next, with your own table:\n  rung init data.csv")
+
+    def show() -> None:
+        render.climb_report(done.result, done.folder)
+        render.say(f"\nThe task is {task}; `rung init` makes one of your own table.")
+
+    render.result(json, done.result.summary(), show, then=("rung", "init", "data.csv"))
 
 
 def write_reports(climbed: Climb) -> None:
@@ -351,7 +353,8 @@ def judge(
             f"{rate.rows} rows, each judged in both orders\n{rate.words:.1f} words an answer, against "
             f"{rate.other_words:.1f}"
         )
-        render.result(json, {"judge": name, "of": side, "over": over, **asdict(rate)}, text)
+        values = {"judge": name, "of": side, "over": over, **asdict(rate)}
+        render.result(json, values, text, then=("rung", "report", run, "--open"))
         return
     assert human is not None
     pairs, preferences = read_pairs(human, loaded.inputs)

@@ -66,7 +66,8 @@ def show(case_id: Id, store: options.StorePlace = STORE, json: options.Json = Fa
     """Show one case: the question, the answer, the expected answer, its feedback and its history."""
     with options.open_store(store) as opened:
         values = opened.details(case_id)
-    render.result(json, values, lambda: render_feedback.case(values))
+    then = command("rung failures correct", case_id, "the expected response", store=store)
+    render.result(json, values, lambda: render_feedback.case(values), then=then)
 
 
 @app.command()
@@ -86,7 +87,8 @@ def correct(
         number = opened.correct(case_id, expected, _reviewer(reviewer), comment)
         case = opened.case(case_id)
     text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}"
-    render.result(json, {"correction": number, "failure": case.failure, "split": case.interaction.split}, text)
+    values = {"correction": number, "failure": case.failure, "split": case.interaction.split}
+    render.result(json, values, text, then=command("rung failures list", store=store))
 
 
 @app.command()
@@ -99,7 +101,8 @@ def undo(
         number = opened.undo(case_id, _reviewer(reviewer), comment)
         case = opened.case(case_id)
     text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}"
-    render.result(json, {"correction": number, "expected": case.expected}, text)
+    then = command("rung failures show", case_id, store=store)
+    render.result(json, {"correction": number, "expected": case.expected}, text, then=then)
 
 
 @app.command("import")
@@ -121,7 +124,7 @@ def import_cases(
         done = read(file, loaded, opened, _reviewer(reviewer), form)
     if done.format:
         render.note(f"{file} is read as: {done.format}")
-    render.result(json, asdict(done), str(done), then=("rung", "improve", task))
+    render.result(json, asdict(done), str(done), then=command("rung improve", task, store=store))
 
 
 @app.command()
@@ -146,7 +149,8 @@ def export(
     text = StringIO()
     count = write(cases, form, text)
     write_atomically(out, text.getvalue(), private=True)
-    render.note(f"{out}: {count} cases")
+    then = ("rung", "init", out, "--out", out.with_suffix(".yaml")) if count and form in ("chat", "completion") else ()
+    render.result(False, None, f"{out}: {count} cases", then=then)
 
 
 @app.command()
@@ -163,7 +167,8 @@ def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.
             "wrong": {side: count(failure=True, split=side) for side in ("train", "test")},
             "reasons": {name: count(reason=name) for name in REASONS}, "fixed": len(opened.fixed(task)),
         }  # fmt: skip
-    render.result(json, values, lambda: render_feedback.statistics(values))
+    then = command("rung failures list", store=store) if values["queue"] else ""
+    render.result(json, values, lambda: render_feedback.statistics(values), then=then)
 
 
 @app.command()
@@ -195,7 +200,8 @@ def purge(
     before = datetime.now(UTC) - timedelta(seconds=parse_duration(older_than))
     with options.open_store(store) as opened:
         count = opened.purge(before)
-    render.result(json, {"deleted": count}, f"{count} answers from before {before:%Y-%m-%d %H:%M} UTC are deleted")
+    text = f"{count} answers from before {before:%Y-%m-%d %H:%M} UTC are deleted"
+    render.result(json, {"deleted": count}, text, then=command("rung failures stats", store=store))
 
 
 def _filter(*, split: str | None = None, reason: str | None = None, **values: Any) -> CaseFilter:
@@ -223,7 +229,10 @@ def improve(
     with options.open_store(store) as opened:
         improvement = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
     write_reports(improvement.climb)
-    render.result(json, improvement.as_dict(), lambda: render_feedback.improvement(improvement, registry, store))
+    then = "" if improvement.better else command("rung failures list", store=store)
+    render.result(
+        json, improvement.as_dict(), lambda: render_feedback.improvement(improvement, registry, store), then=then
+    )
 
 
 def promote(
@@ -305,7 +314,7 @@ def start_trial(
     test = start(home, artifact, mode=kind, share=SHARE if share is None else share, max_pairs=stop_after)
     what = "every response" if kind == "shadow" else f"{test.share:.0%} of the inputs"
     text = f"{test.artifact[:16]} is tried on {what} next to {test.against[:16]}, up to {test.most:,} pairs"
-    render.result(json, _values(test, home), f"{text}\nNext: {command('rung trial show', task, registry=registry)}")
+    render.result(json, _values(test, home), text, then=command("rung trial show", task, registry=registry))
 
 
 @trial_app.command("show")
@@ -340,7 +349,8 @@ def stop_trial(task: options.TaskName, registry: RegistryFolder = REGISTRY, json
 
     home = Registry(registry, task)
     ended = stop(home)
-    render.result(json, _values(ended, home), f"the trial of {ended.artifact[:16]} is stopped")
+    then = command("rung trial show", task, registry=registry)
+    render.result(json, _values(ended, home), f"the trial of {ended.artifact[:16]} is stopped", then=then)
 
 
 def _values(trial: ABTest, home: Registry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -48,14 +49,14 @@ def update(
     from rung.retrieval.build import build_index
 
     loaded, _ = _opened(task, sets)  # an error if there is none
-    _show(build_index(loaded, progress=options.progress(quiet)), json)
+    _show(build_index(loaded, progress=options.progress(quiet)), json, task)
 
 
 @app.command()
 def show(task: options.TaskFile, sets: options.Sets = None, json: options.Json = False) -> None:
     """Say what the index holds, and which files were not, or not wholly, read."""
     loaded, index = _opened(task, sets)
-    _show(index, json)
+    _show(index, json, task)
     _note_changes(index, loaded)
 
 
@@ -80,7 +81,8 @@ def search(
     loaded, index = _opened(task, sets)
     _note_changes(index, loaded)
     passages = index.search([query], k, settings)[0]
-    render.result(json, [asdict(passage) for passage in passages], lambda: render.passages(passages))
+    then = ("rung", "run", task, query) if loaded.data.train is None else ("rung", "climb", task, "--plan")
+    render.result(json, [asdict(passage) for passage in passages], lambda: render.passages(passages), then=then)
 
 
 @app.command()
@@ -110,8 +112,10 @@ def questions(
     if not rows:
         raise DataError("too-few-rows", f"{writer} wrote no usable question", hint="name a larger one with --model")
     write_atomically(out, "".join(dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    render.note(f"{len(rows)} questions: {out}. They are synthetic: compare techniques with them, and read them first.")
-    render.note(f"to measure with them, write into {task}: data: {{train: {out}, spans: spans}}")
+    train = os.path.relpath(out, loaded.folder)
+    render.note(f"to measure with them, write into {task}: data: {{train: {train}, spans: spans}}")
+    text = f"{len(rows)} questions: {out}. They are synthetic: compare techniques with them, and read them first."
+    render.result(False, None, text, then=("rung", "check", task, "--set", f"data={{train: {train}, spans: spans}}"))
 
 
 @app.command()
@@ -136,9 +140,9 @@ def _note_changes(index: Index, task: Task) -> None:
         render.note(f"the documents differ from those of the index: {counts}; run `rung index update`")
 
 
-def _show(index: Index, json: bool, built: Path | None = None) -> None:
+def _show(index: Index, json: bool, task: Path) -> None:
     left_out = sum(problem.left_out for problem in index.manifest.problems)
     contents = index.manifest.model_dump(exclude={"format", "table", "files", "version"})
     values = {"folder": str(index.folder), "left_out": left_out, **contents}
-    then = () if built is None else ("rung", "index", "search", built, "a question")
+    then = ("rung", "index", "search", task, "a question")
     render.result(json, values, lambda: render.index(index), then=then)

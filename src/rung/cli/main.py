@@ -65,10 +65,10 @@ def next_step(folder: Path) -> str:
         run = shlex.quote(str(reports[-1].parent.relative_to(folder)))
         return f'{report.decision}\nNext: try it\n  rung run {run} "your text"'
     if tasks_here:
-        name = tasks_here[0].name
+        name = shlex.quote(tasks_here[0].name)
         return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"
     if data_here:
-        return f"Next: make a task file from your data:\n  rung init {data_here[0].name}"
+        return f"Next: make a task file from your data:\n  rung init {shlex.quote(data_here[0].name)}"
     from rung.data.guess import DOCUMENTS
 
     for path in sorted(folder.glob("[!.]*/*")):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Option
 
 from rung.cli import options, render, render_models
 from rung.cli.help import CommandGroup
 from rung.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from rung.models.reference import ModelFiles
 
 app = CommandGroup(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
 cache = CommandGroup(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
@@ -54,14 +57,17 @@ def show(
     about = {} if known is None else {"kind": known.kind, "source": known.source, "about": known.about}
     about |= {name: value for name in ("thinking", "note") if listed and (value := getattr(listed, name))}
     facts: dict[str, Any]
+    then: tuple[str, ...]
     if known is not None and not is_cached(reference):
         facts = {name: getattr(known, name) for name in ("name", "parameters", "context", "licence")}
         facts = {"reference": reference, **facts, **about, "cached": False, "download_megabytes": known.megabytes}
+        then = ("rung", "models", "pull", reference)
     else:
         files = resolve(reference, progress=options.progress(quiet))
         verify(files)
         facts = {**asdict(files), "folder": str(files.folder), "kind": kind_of(files), **about, "cached": True}
-    render.result(json, facts, lambda: render.facts(facts, width=18))
+        then = _starting(reference, files)
+    render.result(json, facts, lambda: render.facts(facts, width=18), then=then)
 
 
 @app.command("verify")
@@ -92,9 +98,7 @@ def pull(
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.engines.opening import export_ahead
     from rung.engines.openvino_export import ExportPrecision
-    from rung.models.embedded import find
     from rung.models.reference import resolve
-    from rung.models.tokenizer import chat_template_of
 
     chosen = options.choose("--precision", precision, get_args(ExportPrecision))
     if chosen and not openvino:
@@ -103,10 +107,18 @@ def pull(
     if openvino:
         export_ahead(files, chosen, progress=options.progress(quiet))
     text = f"{files.name}: {render_models.count(files.parameters)} parameters in {files.folder}"
+    values = {**asdict(files), "folder": str(files.folder)}
+    render.result(json, values, text, then=_starting(reference, files))
+
+
+def _starting(reference: str, files: ModelFiles) -> tuple[str, ...]:
+    """The command that makes a task with a model, if it is one that writes."""
+    from rung.models.embedded import find
+    from rung.models.tokenizer import chat_template_of
+
     known = find(reference)
     writes = chat_template_of(files.folder) is not None if known is None else known.kind == "language model"
-    then = ("rung", "init", "rows.csv", "--model", reference) if writes else ()
-    render.result(json, {**asdict(files), "folder": str(files.folder)}, text, then=then)
+    return ("rung", "init", "rows.csv", "--model", reference) if writes else ()
 
 
 @app.command()
@@ -153,7 +165,8 @@ def search(
     suitable = [open_models.as_dict(model, machine) for model in matches.suitable]
     unknown = [{"id": model.id, "fact": fact} for model, fact in matches.unknown]
     values = {"wanted": asdict(wanted), "models": suitable, "unknown": unknown}
-    render.result(json, values, lambda: render_models.open_models(matches, wanted, machine))
+    then = ("rung", "models", "pull", suitable[0]["id"]) if suitable else ()
+    render.result(json, values, lambda: render_models.open_models(matches, wanted, machine), then=then)
 
 
 @app.command()
@@ -182,7 +195,7 @@ def doctor(json: options.Json = False) -> None:
     }  # fmt: skip
     model, why = proposed(machine)
     facts |= {"model": model.reference, "model_because": why}
-    render.result(json, facts, lambda: render_models.doctor(facts))
+    render.result(json, facts, lambda: render_models.doctor(facts), then=() if missing else ("rung", "demo"))
 
 
 def _version(package: str) -> str | None:

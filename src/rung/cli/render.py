@@ -411,10 +411,9 @@ def guess(made: Guess, out: Path) -> None:
             say(f"  {title:11}  {text}{f'    change it: {change}' if change else ''}")
     for text in made.notes:
         say(f"  note: {text}")
-    say(f"Next: look at it, then\n  rung check {out}")
 
 
-def task_check(checked: TaskCheck, file: Path, row: Mapping[str, Any] | None = None) -> None:
+def task_check(checked: TaskCheck, row: Mapping[str, Any] | None = None) -> None:
     """Print what `rung check` found in the data of a task: what makes a climb meaningless, and what would mislead."""
     from rung.evaluation.report.words import data_lines, training_data_lines
 
@@ -439,7 +438,7 @@ def task_check(checked: TaskCheck, file: Path, row: Mapping[str, Any] | None = N
         typer.secho(clean(f"problem: {problem}"), fg="red")
     for warning in checked.warnings:
         typer.secho(clean(f"warning: {warning}"), fg="yellow")
-    say(f"{checked.verdict}." + ("" if checked.problems else f" Next: rung climb {file} --plan"))
+    say(f"{checked.verdict}.")
 
 
 def trained_row(row: Mapping[str, Any]) -> None:

@@ -60,7 +60,7 @@ def init(
     note = "" if model is not None or larger.alias else f"{larger.reference}: {why}"
     text = task_text(guess, out.resolve().parent, model or "embedded", note)
     write_atomically(out, text)  # the last, so that a failure leaves no task file
-    render.guess(guess, out)
+    render.result(False, None, lambda: render.guess(guess, out), then=("rung", "check", out))
 
 
 def _columns(names: str | None) -> list[str] | None:
@@ -137,7 +137,8 @@ def check(
     values |= {"training": checked.training} if tuning else {}
     shown = None if row is None else trained_row(loaded, checked.data, row)
     values |= {} if shown is None else {"training_row": shown}
-    render.result(json, values, lambda: render.task_check(checked, task, shown))
+    then = () if checked.problems else ("rung", "climb", task, "--plan")
+    render.result(json, values, lambda: render.task_check(checked, shown), then=then)
     if checked.problems:
         raise Exit(2)
 
@@ -156,8 +157,8 @@ def _check_documents(task: Task, file: Path, json: bool) -> None:
     count = "1 document" if len(listing.sources) == 1 else f"{len(listing.sources):,} documents"
     lines = [count, *(f"  left out: {name}: {why}" for name, why in left_out.items())]
     lines += [f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.",
-              f'Its documents can be asked: rung run {file} "question"']  # fmt: skip
-    render.result(json, values, "\n".join(lines))
+              "Its documents can be asked."]  # fmt: skip
+    render.result(json, values, "\n".join(lines), then=("rung", "run", file, "your question"))
 
 
 def trust(
@@ -168,6 +169,7 @@ def trust(
 ) -> None:
     """Show what the files in a folder would run or reach, and allow it on this machine until they change."""
     from rung import user_code
+    from rung.artifact.files import MANIFEST
     from rung.climbing.trust import permits_of
 
     permits = permits_of(place)
@@ -182,7 +184,8 @@ def trust(
     left = user_code.missing(permits, keys=True)
     values = {"permits": [{**asdict(permit), "allowed": permit not in left} for permit in permits]}
     text = f"{place}: {len(permits) - len(left)} of {len(permits)} allowed" if permits else f"{place} runs no code"
-    render.result(json, values, text, then=("rung", "check", place) if place.is_file() else ())
+    verb = "check" if place.is_file() else "show" if (place / MANIFEST).is_file() else ""
+    render.result(json, values, text, then=("rung", verb, place) if verb and not left else ())
 
 
 def schema() -> None:
