@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+AXE = (Path(__file__).parent / "serving" / "axe" / "axe.min.js").read_text()
 
 
 @contextmanager
@@ -36,6 +37,13 @@ def launched(kind, *arguments):
 def _skip(why):
     sys.__stderr__.write(f"\nthe pages are NOT tested: {why}\n")
     pytest.skip(why)
+
+
+def violations(page):
+    """The rules of accessibility that a page breaks as it stands, each with the elements that break it."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run().then(r => r.violations)")
+    return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
 
 
 class Watched:

@@ -113,9 +113,8 @@ for command in json.loads(sys.argv[1]):
 """
 LOCAL = ("openvino", "openvino_genai", "optimum", "sentence_transformers", "torch", "transformers", "sklearn",
          "cleanlab", "peft", "datasets", "pyarrow", "scipy", "lancedb")  # fmt: skip
-ROWS = [
-    (f"{ask} {thing} number {i}", thing) for i in range(12) for ask, thing in (("lost my", "card"), ("late", "loan"))
-]
+ROWS = [(f"{said} number {2 * number + place}", topic) for number in range(12)
+        for place, (said, topic) in enumerate((("lost my card", "card"), ("late loan", "loan")))]  # fmt: skip
 
 
 def on_core(folder, *commands):
@@ -134,7 +133,7 @@ def copying():
 
     def answer(path, body):
         said = [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
-        text = said[-1] if said else "?"
+        text = said[-1] if said else "loan"
         return Reply(completion(json.dumps({"answer": text}) if "response_format" in body else text))
 
     server = FaultServer()

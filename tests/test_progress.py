@@ -197,16 +197,16 @@ def test_in_a_notebook_a_step_is_a_bar_that_is_drawn_in_one_output(clock, output
 
 
 def test_in_a_notebook_long_work_shows_a_bar_by_itself(outputs, tiny_zero, data, tmp_path):
-    rows = [dict(example.inputs) for example in data.test[:3]]
+    rows = [dict(example.inputs) for example in data.test]  # each work has its own: answers are remembered
     (tmp_path / "guide.md").write_text("Cards arrive within a week.")
     asking = Task(
-        name="guide", instruction="Answer.", inputs=["question"], output={"kind": "text"},
+        name="guide", instruction="Answer.", inputs=["question"], output={"kind": "text", "column": "answer"},
         corpus={"files": str(tmp_path), "encoder": "embedded-encoder"},
     )  # fmt: skip
     works = {
-        "fit": lambda: NearestRow().fit(tiny_zero, data), "predict": lambda: tiny_zero.predict(rows),
-        "rung.predict": lambda: rung.predict(tiny_zero, rows),
-        "compare": lambda: rung.compare(tiny_zero, tiny_zero, data.test[:3]), "index": lambda: build_index(asking),
+        "fit": lambda: NearestRow().fit(tiny_zero, data), "predict": lambda: tiny_zero.predict(rows[:3]),
+        "rung.predict": lambda: rung.predict(tiny_zero, rows[3:6]),
+        "compare": lambda: rung.compare(tiny_zero, tiny_zero, data.test[6:9]), "index": lambda: build_index(asking),
     }  # fmt: skip
     for name, work in works.items():
         outputs.clear()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from browser import violations
 from rung.cli.render import climb_result
 from rung.climbing.run import Climb
 from rung.evaluation.decision import decide
@@ -290,6 +291,7 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
     page.goto(file.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert violations(page) == []
     for part in ("circle", ".score", ".why"):
         box = page.locator(f".ladder .best {part}").bounding_box()
         assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
@@ -343,6 +345,9 @@ def test_on_a_phone_the_ladder_fits_and_rows_are_found(result, predictions, tmp_
     assert rows.last.locator("td").all_inner_texts() == [
         "train.csv:9\ntrain", "My <card> is lost", "a\nlikely b", "not asked", "",
     ]  # fmt: skip
+    for details in page.locator("details").all():
+        details.evaluate("each => each.open = true")
+    assert violations(page) == []  # with every part unfolded, and suspects on the screen
     assert page.title().startswith("<script>")  # the task's name, as text: only our script ran
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert problems == []  # also none about the content policy

@@ -33,8 +33,7 @@ def test_without_an_encoder_rows_are_compared_by_their_words():
         shown = Demonstrations(selection, 3, rows, **settings)
         return [example.id for example in reversed(shown.choose(asked, None, lambda example: 1))]
 
-    assert ranked("knn") == ["0", "1", "2"]  # `cards` is another word than `card`, and `lost` is as frequent
-    assert ranked("knn", tuple(reversed(SAID))) == ["0", "2", "1"]
+    assert ranked("knn") == ranked("knn", tuple(reversed(SAID))) == ["0", "1", "2"]
     assert ranked("mmr", diversity=0.9)[1] != "1"
     words = Demonstrations("knn", 3, SAID).words
     alike = words.between(range(5), range(5))

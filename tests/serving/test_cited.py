@@ -9,6 +9,7 @@ import httpx
 import pytest
 from running_server import running
 
+from browser import violations
 from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage
 from rung.data.rows import NOT_IN_DOCUMENTS
@@ -19,7 +20,6 @@ from rung.serving.web.site import PageSources
 
 WRITTEN = "A card costs 5 EUR [1]."
 ASKED, BESIDE = "a card costs", "zebra"
-AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 
 
 class Paced(Reader):
@@ -188,8 +188,7 @@ def test_the_playground_shows_what_an_answer_cites_under_it(playground, watched)
     assert (sources(page), sources(page, 1)) == ([first], [first, second])
     assert page.locator("#answers del, #answers ins").count() > 0  # compared as before: without the marks
     assert "[1]" not in page.locator(".diff").inner_text()
-    page.evaluate(AXE)
-    assert page.evaluate("axe.run().then(r => r.violations.map(v => v.id))") == []
+    assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.title() == "Playground · Rung"
     page.get_by_label("question", exact=True).fill(BESIDE)

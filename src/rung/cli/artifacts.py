@@ -79,18 +79,6 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
     return dict(text.partition("=")[::2] for text in texts)
 
 
-def _asking(folder: Path, artifact: Artifact) -> tuple[object, ...]:
-    """The command that has an artifact answer one input."""
-    first, *others = artifact.signature.inputs
-    return (
-        "rung",
-        "run",
-        folder,
-        *(f"{name}=..." for name in (first, *others) if others),
-        *([] if others else ["your text"]),
-    )
-
-
 def _json_row(text: str, columns: Sequence[str]) -> dict[str, Any]:
     try:
         row = loads(text)
@@ -243,7 +231,9 @@ def show(
     loaded = options.load_artifact(artifact, runs=False)
     if not prompt:
         facts = {**artifact_facts(loaded), "fingerprint": fingerprint(artifact_folder(artifact))}
-        render.result(json, facts, lambda: render.artifact(facts), then=_asking(artifact, loaded))
+        render.result(
+            json, facts, lambda: render.artifact(facts), then=render.asking(artifact, loaded.signature.inputs)
+        )
         return
     values, texts = rows_of(loaded, artifact, data, row)[row - 1], []
     for variant in loaded.prompt_variants():
@@ -302,7 +292,9 @@ def merge(
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
     difference = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
     values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(difference)}
-    render.result(json, values, f"{values['model']}: {difference}", then=_asking(out / "artifact", loaded))
+    render.result(
+        json, values, f"{values['model']}: {difference}", then=render.asking(out / "artifact", loaded.signature.inputs)
+    )
 
 
 def export(

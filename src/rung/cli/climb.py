@@ -191,7 +191,8 @@ def _fit(
     if world.first:
         made.save(out)
         values = {"artifact": str(out), "rung": name, "processes": world.size}
-        render.result(json, values, f"{out}", then=("rung", "eval", out, file))
+        then = ("rung", "eval", out, file) if data.test else render.asking(out, task.inputs)
+        render.result(json, values, f"{out}", then=then)
 
 
 def demo(

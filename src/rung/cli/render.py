@@ -64,6 +64,11 @@ def result(as_json: bool, values: Any, text: str | Callable[[], None], *, then: 
         say(f"Next: {then if isinstance(then, str) else shlex.join(map(str, then))}")
 
 
+def asking(folder: Path, inputs: Sequence[str]) -> tuple[object, ...]:
+    """The command that has an artifact with these input columns answer one row."""
+    return ("rung", "run", folder, *(["your text"] if len(inputs) == 1 else [f"{name}=..." for name in inputs]))
+
+
 def note(text: str) -> None:
     """Print a line on stderr, which programs that read stdout do not see."""
     say(text, err=True)
