@@ -45,7 +45,7 @@ def table_html(
 
     lines = [line("th", heads)] if heads else []
     lines += [line("td", row, " class=best" if number == best else "") for number, row in enumerate(rows)]
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="table"><table>{"".join(lines)}</table></div>'
 
 
 def card(title: str, facts: Mapping[str, Any], *parts: str) -> str:

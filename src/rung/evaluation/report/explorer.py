@@ -90,8 +90,10 @@ if (held) {
     if (small) make('small', small, made);
     return made;
   };
-  const unfold = (line, row) => {
-    if (line.nextSibling && line.nextSibling.className === 'more') return line.nextSibling.remove();
+  const unfold = (line, row, button) => {
+    const open = line.nextSibling && line.nextSibling.className === 'more';
+    button.setAttribute('aria-expanded', String(!open));
+    if (open) return line.nextSibling.remove();
     const under = make('tr', '');
     under.className = 'more';
     const wide = make('td', '', under);
@@ -104,7 +106,7 @@ if (held) {
       const state = one.s >= 1 ? 'right' : one.s > 0 ? '' : 'wrong';
       make('small', [state, notes(one)].filter(part => part).join('; '), said);
     });
-    if (row.q) make('pre', row.q, wide);
+    if (row.q) make('pre', row.q, wide).tabIndex = 0;
     line.after(under);
   };
   const show = () => {
@@ -126,7 +128,8 @@ if (held) {
       if (!row.a.some(one => one)) continue;
       const more = make('button', 'all rungs', end);
       more.type = 'button';
-      more.addEventListener('click', () => unfold(line, row));
+      more.setAttribute('aria-expanded', 'false');
+      more.addEventListener('click', () => unfold(line, row, more));
     }
   };
   const follow = () => {
@@ -267,9 +270,10 @@ def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Predict
         f'<label{"" if expected else " hidden"}>Expected <select id="expected">{_any(expected)}</select></label>'
         f'<label{"" if given else " hidden"}>Answered <select id="given">{_any(given)}</select></label>'
         '<label>Text <input id="find" type="search"></label></div>'
-        '<div class="scroll"><table id="rows"><thead><tr><th>row<th>input<th>expected<th id="chosen"><th></tr></thead>'
-        '<tbody></tbody></table></div><div class="pages"><button id="back" type="button">back</button>'
-        f'<span id="many"></span><button id="next" type="button">next</button></div>{left_out}'
+        '<div class="scroll" tabindex="0" role="group" aria-label="table of rows"><table id="rows"><thead><tr><th>row'
+        '<th>input<th>expected<th id="chosen"><th>more</tr></thead><tbody></tbody></table></div>'
+        '<div class="pages"><button id="back" type="button">back</button>'
+        f'<span id="many" role="status"></span><button id="next" type="button">next</button></div>{left_out}'
         f'<script type="application/json" id="held">{text}</script>'
     )
 

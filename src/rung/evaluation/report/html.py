@@ -155,8 +155,9 @@ def _termed(head: str) -> Markup:
     return Markup(" / ".join(words.term(t, w) if w in words.glossary() else safe(t) for t, w in known))
 
 
-def _pre(text: str) -> str:
-    return f"<pre>{safe(text[:TEXT_SHOWN])}</pre>"
+def _pre(text: str, most: int | None = TEXT_SHOWN) -> str:
+    """A text in its lines; the keyboard can scroll a long one."""
+    return f'<pre tabindex="0">{safe(text[:most])}</pre>'
 
 
 def content_policy() -> str:
@@ -189,7 +190,8 @@ def _figure(drawn: Figure | None, *, wide: bool = True) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" role="img" ', 1)
     styled = re.sub(r'style="([^"]*)"', attributes, svg)
-    return f'<div class="scroll plot{" wide" if wide else ""}">{styled}</div>'
+    kind = " wide" if wide else ""
+    return f'<div class="scroll plot{kind}" tabindex="0" role="group" aria-label="figure">{styled}</div>'
 
 
 # ---- sections
@@ -319,7 +321,7 @@ def _data(data: Mapping[str, Any]) -> str:
     warnings = _paragraphs(
         f"{name}: {text}" for name in ("Problem", "Warning") for text in data.get(f"{name.lower()}s", ())
     )
-    everything = _folded("everything", f"<pre>{safe(json.dumps(data, ensure_ascii=False, indent=1))}</pre>")
+    everything = _folded("everything", _pre(json.dumps(data, ensure_ascii=False, indent=1), None))
     return table_html(("split", "read", "kept", "dropped"), rows) + warnings + everything
 
 
@@ -369,7 +371,7 @@ def _prompt_of(candidate: Mapping[str, Any]) -> Markup:
     ]
     text = " ".join(candidate["instruction"].split())
     short = text if len(text) <= INSTRUCTION_SHOWN else text[: INSTRUCTION_SHOWN - 1] + "…"
-    return _folded(short, f"<pre>{safe(chr(10).join(filter(None, lines)))}</pre>")
+    return _folded(short, _pre("\n".join(filter(None, lines)), None))
 
 
 # ---- the decision guide: its flow chart as SVG, and its expectations next to what was measured
@@ -390,7 +392,9 @@ def guide_section(result: ClimbResult) -> str:
         if step["source"]
     }
     items = "".join(f"<li>{safe(source)}</li>" for source in sources.values())
-    chart = f'<div class="scroll plot wide">{chart_svg(result.advice)}</div><ul class="soft">{items}</ul>'
+    drawn = chart_svg(result.advice)
+    chart = f'<div class="scroll plot wide" tabindex="0" role="group" aria-label="flow chart">{drawn}</div>'
+    chart += f'<ul class="soft">{items}</ul>'
     outcome_of = words.outcomes(result)
     rows = []
     for expectation in result.advice["expectations"]:
