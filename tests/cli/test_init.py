@@ -23,7 +23,7 @@ from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, DataError, RungError
 from rung.models import embedded
-from rung.retrieval.documents import _READERS
+from rung.retrieval.documents import _READERS, list_sources
 from rung.task import Task
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No")))
@@ -578,8 +578,17 @@ def test_a_folder_of_documents_has_a_corpus() -> None:
     assert (task.corpus.files, task.inputs, task.data.train) == ("handbook", ["question"], None)
     assert "there are no questions with answers yet" in said
     table("handbook/faq.csv", "question,answer", [[f"What is {i}?", f"It is {i}."] for i in range(60)])
-    task, _ = task_of("handbook", "--force")
+    Path("handbook/more").mkdir()
+    Path("handbook/more/page.html").write_text("<p>Text</p>")
+    task, said = task_of("handbook", "--force")
     assert task.data.train == "handbook/faq.csv"
+    assert task.corpus is not None
+    found = [source.id for source in list_sources(task.corpus, task.folder).sources]
+    assert sorted(found) == [  # a document with the answers to the questions would be found for each
+        "handbook/more/page.html", "handbook/page0.md", "handbook/page1.md", "handbook/page2.md",
+    ]  # fmt: skip
+    assert "questions    handbook/faq.csv" in said
+    assert "documents    handbook, without tables" in said
     assert set(DOCUMENTS) == set(_READERS)
 
 

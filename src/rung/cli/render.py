@@ -407,7 +407,8 @@ def guess(made: Guess, out: Path) -> None:
         ("left out", ", ".join(f"{name} ({why})" for name, why in made.left_out.items()), "--inputs"),
         ("written in", made.format, "--encoding, --separator, --quoting, --sheet"),
         ("files", ", ".join(f"{split}: {file.name}" for split, file in made.splits.items()), f"the keys in {out}"),
-        ("documents", "" if made.corpus is None else str(made.corpus), ""),
+        ("questions", str(made.data) if made.corpus is not None and made.data is not None else "", ""),
+        ("documents", "" if made.corpus is None else f"{made.corpus}{', without tables' if made.data else ''}", ""),
         ("editors", f"{SCHEMA_FILE} beside it lets them complete and check keys", ""),
         ("schema", "" if made.schema is None else f"{made.schema_file}, inferred from the records", "edit it"),
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rung.data.guess import KINDS, Guess
+from rung.data.guess import KINDS, Guess, documents_in
 from rung.data.sources import FileFormat, is_hub
 from rung.task import Task
 
@@ -72,7 +73,12 @@ def task_text(guess: Guess, folder: Path, model: str, proposal: str) -> str:
     corpus = ""
     if guess.corpus is not None:
         corpus = "\n# The documents in which answers are looked up.\n"
-        corpus += f"corpus:\n  files: {path(guess.corpus)}\noverflow: shorten_passages\n"
+        files = path(guess.corpus)
+        if guess.data is not None:  # the questions lie among the documents, and are none: they hold the answers
+            whole = Path(glob.escape(str(guess.corpus.resolve())))
+            kinds = sorted({document.suffix for document in documents_in(guess.corpus)})
+            files = f"[{', '.join(path(whole / '**' / f'*{kind}') for kind in kinds)}]"
+        corpus += f"corpus:\n  files: {files}\noverflow: shorten_passages\n"
     more = (
         "# overflow: drop_demonstrations  # for prompts longer than the model reads; default: such a row is an error\n"
     )
