@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -6,8 +7,9 @@ from rich.console import Console
 from rung.advice import advise
 from rung.advice.rules import AdviceStep
 from rung.cli.render import advice as print_advice
-from rung.cli.render import chart, one_line
+from rung.cli.render import chart, climb_report, one_line
 from rung.evaluation.report.words import RungOutcome
+from rung.evaluation.result import ClimbResult, RungResult
 from rung.machine import Machine
 
 
@@ -53,6 +55,18 @@ def test_expected_and_measured_stand_side_by_side(task, data):
     assert "helped: +41.0 pp" in line
     assert "[1] " in out.getvalue()
     assert "https://arxiv.org/abs/" in out.getvalue()
+
+
+def test_of_a_climb_that_measured_nothing_no_table_and_nothing_to_try_is_printed(tmp_path, capsys) -> None:
+    none = RungResult("zero-shot", "prompting", "accuracy", "stopped", artifact="rungs/zero-shot/artifact")
+    result = ClimbResult(
+        "mail", "accuracy", "m", "torch", 0, "0.1", "", 60.0, 60.0, "zero-shot", "Nothing was measured.", (none,), (),
+        {}, unfinished=("zero-shot",),
+    )  # fmt: skip
+    climb_report(result, tmp_path, "climb task.yaml")
+    said = capsys.readouterr().out
+    assert said.startswith("the climb took ")
+    assert re.findall(r"^([a-z ]+): +rung ", said, re.MULTILINE) == ["go on"]
 
 
 def test_a_text_without_spaces_is_cut_and_not_dropped() -> None:

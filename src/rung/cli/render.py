@@ -170,7 +170,7 @@ def climb_result(result: ClimbResult, console: Console | None = None) -> None:
     columns = {head: cells for head, cells in columns.items() if any(cells)}
     names = [("> " if rung.name == result.recommended else "  ") + rung.name for rung in measured]
     styles = ["bold" if rung.name == result.recommended else "" for rung in measured]
-    tables = _packed(names, columns, console.width)
+    tables = _packed(names, columns, console.width) if names else []
     for heads in tables[:TABLES]:
         rows = zip(names, *(columns[head] for head in heads), strict=True)
         table(("rung", *(f">{head}" for head in heads)), rows, console=console, styles=styles, wrapped=("rung",))
@@ -216,7 +216,7 @@ def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
     say(f"\nreport:   {folder / 'report.html'}")
     if measured(result):
         say(f"mistakes: rung report {run} --rows wrong")
-    if any(r.artifact for r in result.rungs if r.name == result.recommended):
+    if any(r.artifact and r.score is not None for r in result.rungs if r.name == result.recommended):
         say(f'try it:   rung run {run} "your text"\nserve it: rung serve {run}')
     if again and result.unfinished:
         named = ",".join(name for name in result.unfinished if "+" not in name)
