@@ -195,10 +195,9 @@ def test_the_plan_of_an_endpoint_has_a_bill_and_no_made_up_time(rung, tmp_path, 
     planned = json.loads(done.stdout)
     zero, shown = (row for row in planned["plan"] if row["applies"])
     assert zero["seconds"] is zero["row_seconds"] is None
-    assert zero["bill"] == pytest.approx(8 * zero["price_per_1000"] / 1000)
     assert zero["bill"] > 8
-    assert shown["bill"] > zero["bill"]
     for row in (zero, shown):
+        assert row["bill"] == pytest.approx(8 * row["price_per_1000"] / 1000)
         assert row["test_bill"] == pytest.approx(4 * row["price_per_1000"] / 1000)
     searched, tested = (sum(row[each] for row in (zero, shown)) for each in ("bill", "test_bill"))
     notes = "\n".join(planned["notes"])

@@ -231,7 +231,7 @@ def _spent(result: ClimbResult) -> str:
 
 def _next(result: ClimbResult) -> str:
     """The next steps, each with a link to its rows where it is about rows; an earlier report does not say which are."""
-    texts = []
+    texts: list[str] = []
     for text, kind in zip_longest(result.next_steps, result.step_rows, fillvalue=""):
         link = f". {rows_link('Show the rows', pick=result.recommended, kind=kind)}" if kind else ""
         texts.append(Markup(safe(text) + link))
