@@ -14,7 +14,7 @@ from rung.cluster.executor import Dispatcher
 from rung.cluster.job import MANIFEST, Job, Storage, fetch, shared
 from rung.cluster.parts import predict_in_parts
 from rung.cluster.processes import Inline, Processes
-from rung.errors import MachineError
+from rung.errors import MachineError, install_command
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_bucket_that_is_not_there_is_refused_and_not_made(bucket):
 @pytest.mark.parametrize(
     ("scheme", "library", "hint"),
     [
-        ("s3", "s3fs", "uv pip install 'rung[cluster]'"),
+        ("s3", "s3fs", install_command("cluster")),
         ("gs", "gcsfs", "Please install gcsfs to access Google Storage"),
     ],
 )

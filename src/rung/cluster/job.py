@@ -28,7 +28,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rung._version import __version__
 from rung.data.rows import hash_of
-from rung.errors import ConfigError, MachineError, needed_by
+from rung.errors import ConfigError, MachineError, install_command, needed_by
 from rung.models.cache import file_sha256
 from rung.progress import Progress
 
@@ -164,7 +164,7 @@ class Storage:
                 try:
                     self.fs, self.path = url_to_fs(self.uri)
                 except ImportError as missing:  # fsspec says what to install
-                    hint = "uv pip install 'rung[cluster]'" if self._scheme in ("s3", "s3a") else str(missing)
+                    hint = install_command("cluster") if self._scheme in ("s3", "s3a") else str(missing)
                     problem = f"{self._scheme}:// needs a library that is not installed"
                     raise MachineError("missing-extra", problem, hint=hint) from missing
 

@@ -14,6 +14,7 @@ from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
 from rung.engines.base import Floats
+from rung.errors import install_command
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
@@ -60,9 +61,8 @@ class ComparingRung(Rung):
         """That words are compared, though nobody asked for it."""
         if self.chosen_by not in COMPARED or self.encoder != ENCODER or not encoder_library_missing(ENCODER):
             return ""
-        return (
-            "compares rows by their words, because nothing here runs a sentence encoder: uv pip install 'rung[local]'"
-        )
+        why = f"because nothing here runs a sentence encoder: {install_command('local')}"
+        return f"compares rows by their words, {why}"
 
     def compared(self, artifact: Artifact, data: Data, progress: Progress) -> tuple[Floats | None, str, dict[str, str]]:
         """The vectors of the training rows, the encoder that made them, and what the settings say where none did."""
