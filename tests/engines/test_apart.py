@@ -236,7 +236,7 @@ def test_log_probabilities_of_judged_answers_are_those_of_the_plain_forward(fami
     np.testing.assert_allclose(np.ravel(sequence_logprobs(model, rows)), expected, atol=1e-3)
     if name != "llama4":
         with torch.no_grad():
-            head = torch.ones(BASE["hidden_size"])
+            head = torch.ones(model.config.get_text_config().hidden_size)
             alone = torch.cat([answer_scores(model, head, [one]) for row in apart for one in row])
             assert torch.allclose(answer_scores(model, head, rows), alone, atol=1e-3)
 
