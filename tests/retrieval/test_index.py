@@ -240,8 +240,10 @@ def test_an_index_of_another_version_is_built_again(built, base, change):
 
 def test_rows_are_filtered_by_their_columns(base, encoder):
     (base / "faq.csv").write_text("id,text,product\n1,how to open it,box\n2,how to open it now,bag's\n3,closing,box\n")
-    corpus = Corpus(files="faq.csv", text_column="text", id_column="id", metadata=["product"])
+    corpus = Corpus(files=["docs", "faq.csv"], text_column="text", id_column="id", metadata=["product"])
     index = build(base / "index", corpus, base)
+    of_a_file = index.search(["exchange rate"], 1, SearchSettings())[0][0]
+    assert of_a_file.metadata == {"product": ""}
     assert found(index, "open", k=3, filters={"product": "bag's"}) == ["faq.csv:2"]
     assert set(found(index, "open", k=3, filters={"product": ["box"]})) == {"faq.csv:1", "faq.csv:3"}
     assert found(index, "open", k=3, filters={"document": "faq.csv:3"}) == ["faq.csv:3"]

@@ -143,7 +143,8 @@ def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]
         problems.extend(Problem(source.id, problem, left_out=False) for problem in told if problem)
         title = contents.title or source.path.stem.replace("_", " ").replace("-", " ").strip() or source.id
         text, markdown, pages = contents.text, contents.markdown, contents.pages
-        yield SourceDocument(source.id, source.id, title, text, markdown, pages, size=source.size)
+        lacking = ("",) * len(corpus.metadata)  # a file has no columns
+        yield SourceDocument(source.id, source.id, title, text, markdown, pages, lacking, size=source.size)
     except (UnreadableError, DataError) as error:
         problems.append(Problem(source.id, str(error)))
     except FileNotFoundError:
