@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made from the code: task file, commands, rungs, errors, examples.
+"""Pages of the documentation that are made from the code: task file, commands, rungs, words, errors, examples.
 
 mkdocs calls the two `on_` functions (`hooks` in mkdocs.yml). Nothing here is written to disk outside of the site.
 """
@@ -23,7 +23,12 @@ from rung.evaluation.report.words import glossary
 from rung.task import Task
 
 ROOT = Path(__file__).parents[1]
-CLONE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+CLONE = {  # files of the repository that are pages of the site
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "src/rung/evaluation/report/glossary.yaml": "reference/glossary.md",
+    "src/rung/explanations.md": "reference/errors.md",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,7 +37,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/task-file.md": task_file(),
         "reference/commands.md": commands(),
         "reference/rungs.md": rungs(),
-        "reference/flow-chart.md": flow_chart(),
         "reference/glossary.md": glossary_page(),
         "reference/errors.md": (ROOT / "src/rung/explanations.md").read_text("utf-8"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
@@ -165,14 +169,6 @@ def glossary_page() -> str:
     """The words of reports and pages, from the file that they read."""
     lines = [f"**{word}**\n:   {text}\n" for word, text in glossary().items()]
     return "\n".join(["# What the words mean\n", "The report and the pages of `rung serve` show the same.\n", *lines])
-
-
-def flow_chart() -> str:
-    """The path through the rules of the decision guide, as the command draws it for an example."""
-    text = _printed("advise", str(ROOT / "examples/banking77/task.yaml"))
-    return "\n".join(
-        ["# The flow chart\n", "`rung advise examples/banking77/task.yaml` prints:\n", "```", text.strip(), "```"]
-    )
 
 
 def _printed(*words: str) -> str:
