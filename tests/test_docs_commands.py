@@ -22,6 +22,7 @@ import pytest
 import rung
 from rung.feedback.records import Interaction
 from rung.models.cache import cache_dir
+from rung.rungs import registered
 from rung.rungs.base import REGISTERED
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ inputs: [text]
 output: {column: queue, kind: category}
 data: {train: tickets.csv, split: {method: holdout, validation: 0.2, test: 0.3}}
 """
+FEW = TASK.replace("split:", "train_rows: 30, split:")  # what trains for seconds
 ASKING = """name: support
 instruction: Answer the customer's question.
 inputs: [question]
@@ -75,7 +77,7 @@ FILES = {  # of a page, beside or instead of the tickets
         "The wifi is slow,network,network\n"
         "My screen stays black,printer,\n"
     },
-    "export.md": {"task.yaml": TASK.replace("split:", "train_rows: 30, split:") + "rungs: {lora: {epochs: 1}}\n"},
+    "export.md": {"task.yaml": FEW + "rungs: {lora: {epochs: 1}}\n"},
     "retrieval.md": DOCUMENTS,
     "trust.md": {
         "my-task/task.yaml": TASK + "metric: mymetric:score\n",
@@ -176,6 +178,7 @@ def given(page, folder, request):
         shutil.copytree(request.getfixturevalue("letters_folder"), "runs/banking77/rungs/few-shot-knn/artifact")
     elif page in ("README.md", "tasks.md"):
         shutil.copytree(folder, folder / "examples/banking77")
+        Path("examples/banking77/task.yaml").write_text(FEW)
         with Path("tickets.csv").open() as table:
             rows = [{"text": row["text"], "label": row["queue"]} for row in csv.DictReader(table)]
         values |= {"rows": rows[:100], "test_rows": rows[100:]}
@@ -191,6 +194,7 @@ def run_python(page, folder, request, *, slow):
 
 @pytest.fixture
 def registry_as_it_was():
+    registered()  # finds all rungs, once in a process
     kept = dict(REGISTERED)
     yield
     REGISTERED.clear()
