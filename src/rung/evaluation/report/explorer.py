@@ -39,6 +39,7 @@ STYLE = """
 .filters input{font:inherit;padding:.2rem .4rem;min-width:0;max-width:16rem;flex:1}
 #rows td{white-space:normal;text-align:left;vertical-align:top;min-width:7rem;max-width:26rem}
 #rows td:first-child{overflow-wrap:normal}
+#rows td:nth-child(3){min-width:10rem}#rows td:nth-child(4){min-width:13.5rem}
 #rows th{text-align:left}#rows .bad{color:var(--best)}#rows small{color:var(--soft);display:block}
 #rows tr.more td{background:var(--tint)}#rows button,.pages button{font:inherit;padding:.1rem .5rem}
 .pages{display:flex;gap:.8rem;align-items:center;margin:.6rem 0}
