@@ -169,5 +169,6 @@ def test_on_a_core_install_demonstrations_for_an_endpoint_are_chosen_by_words(tm
     assert settings["demonstrations"]["encoder"] == ""
     answers = [json.loads(line) for line in said[f"predict {arm} rows.jsonl --keep text --quiet"].splitlines()]
     assert [(each["text"], each["output"]) for each in answers] == ROWS
-    asked = copying.bodies()[-1]["messages"]
-    assert [turn["content"] for turn in asked if turn["role"] == "assistant"] == [ROWS[-1][1]] * 2
+    asked = [body["messages"] for body in copying.bodies() if ROWS[-1][0] in body["messages"][-1]["content"]]
+    shown = [[turn["content"] for turn in turns if turn["role"] == "assistant"] for turns in asked]
+    assert [ROWS[-1][1]] * 2 in shown

@@ -1,6 +1,7 @@
 import io
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -198,7 +199,9 @@ def test_in_a_notebook_a_step_is_a_bar_that_is_drawn_in_one_output(clock, output
 
 def test_in_a_notebook_long_work_shows_a_bar_by_itself(outputs, tiny_zero, data, tmp_path, monkeypatch):
     monkeypatch.setattr("rung.rungs.features._VECTORS", {})  # of another test
-    rows = [dict(example.inputs) for example in data.test]  # each work has its own: answers are remembered
+    # Answers are remembered, also those of other tests: each work has rows that nobody else asks.
+    new = [replace(each, inputs={"text": f"{each.inputs['text']} In a notebook."}) for each in data.test]
+    rows = [dict(example.inputs) for example in new]
     (tmp_path / "guide.md").write_text("Cards arrive within a week.")
     asking = Task(
         name="guide", instruction="Answer.", inputs=["question"], output={"kind": "text", "column": "answer"},
@@ -207,7 +210,7 @@ def test_in_a_notebook_long_work_shows_a_bar_by_itself(outputs, tiny_zero, data,
     works = {
         "fit": lambda: NearestRow().fit(tiny_zero, data), "predict": lambda: tiny_zero.predict(rows[:3]),
         "rung.predict": lambda: rung.predict(tiny_zero, rows[3:6]),
-        "compare": lambda: rung.compare(tiny_zero, tiny_zero, data.test[6:9]), "index": lambda: build_index(asking),
+        "compare": lambda: rung.compare(tiny_zero, tiny_zero, new[6:9]), "index": lambda: build_index(asking),
     }  # fmt: skip
     for name, work in works.items():
         outputs.clear()
