@@ -171,7 +171,7 @@ def test_each_base_model_has_a_deployment_that_answers_for_its_artifacts_alone(c
     (application,) = serve.status().applications.values()
     assert set(application.deployments) == {"entrance", "base-0", "base-1"}
     for number, (name, folder) in enumerate(folders.items()):
-        answered = httpx.post(f"{cluster}/v1/tasks/{name}/predict", json=rows, timeout=60).json()
+        answered = httpx.post(f"{cluster}/v1/tasks/{name}/predict", json=rows, timeout=300).json()
         (own,) = Artifact.load(folder).predict(rows["rows"])
         assert answered["artifact"] == fingerprint(folder)
         assert answered["predictions"][0]["output"] == own.text
@@ -182,7 +182,7 @@ def test_each_base_model_has_a_deployment_that_answers_for_its_artifacts_alone(c
             assert json.loads(head)["status"] == (200 if base == number else 404), (name, base)
     message = {"model": "nothing", "messages": [{"role": "user", "content": "card"}]}
     for path, body in (("/v1/tasks/nothing/predict", rows), ("/v1/chat/completions", message)):
-        refused = httpx.post(f"{cluster}{path}", json=body, timeout=60)
+        refused = httpx.post(f"{cluster}{path}", json=body, timeout=300)
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
 
 
