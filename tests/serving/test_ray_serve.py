@@ -188,6 +188,27 @@ def test_each_base_model_has_a_deployment_that_answers_for_its_artifacts_alone(c
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_requests_beyond_the_queue_are_refused_and_the_others_answered(cluster, artifacts):
+    from ray import serve
+
+    serve.run(build({
+        "artifacts": {"notes": str(artifacts["notes"])}, "most": 1, "queue": 2, "replicas": [1, 1], "cpus": 0.5,
+    }))  # fmt: skip
+    body = {"model": "notes", "messages": [{"role": "user", "content": "Where is my card?"}], "max_tokens": 12}
+
+    def ask(_):
+        return httpx.post(f"{cluster}/v1/chat/completions", json=body, timeout=300)
+
+    assert ask(0).status_code == 200
+    with ThreadPoolExecutor(12) as many:
+        answers = list(many.map(ask, range(24)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("queue-full", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_replicas_grow_under_load_and_drop_nothing(cluster, artifacts):
     from ray import serve
 

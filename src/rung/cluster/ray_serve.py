@@ -47,6 +47,7 @@ class RayServing(BaseModel):
         replicas: the fewest and the most replicas of each base model.
         target: requests under way in a replica for which Ray adds no other one: about what one batch holds.
         most: requests that a replica takes at once; others wait at the entrance.
+        queue: requests that may wait there for each base model; beyond it: 429.
         keep: artifacts that a replica has in memory at once.
         cpus, gpus: what a replica takes.
     """
@@ -59,6 +60,7 @@ class RayServing(BaseModel):
     replicas: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 4)
     target: Annotated[int, Field(ge=1)] = 32
     most: Annotated[int, Field(ge=1)] = 64
+    queue: Annotated[int, Field(ge=1)] = 512
     keep: Annotated[int, Field(ge=1)] = MOST
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -96,7 +98,8 @@ def build(args: Mapping[str, Any]) -> Application:
     for number, (base, folders) in enumerate(groups.items()):
         replica = serve.deployment(
             _replica(wanted.keep), name=f"base-{number}", autoscaling_config=growing,
-            max_ongoing_requests=wanted.most, graceful_shutdown_timeout_s=DRAIN_SECONDS,
+            max_ongoing_requests=wanted.most, max_queued_requests=wanted.queue,
+            graceful_shutdown_timeout_s=DRAIN_SECONDS,
             ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
         ).bind(folders)  # fmt: skip
         deployments[base] = replica
@@ -129,6 +132,8 @@ class Entrance:
             return JSONResponse(refused.body(), refused.status, refused.headers)
 
     async def _answer(self, request: Request) -> Response:
+        from ray.serve.exceptions import BackPressureError
+
         path = request.url.path
         self._access.check(path, request.headers, request.url.scheme)
         if path in OPEN:
@@ -145,7 +150,11 @@ class Entrance:
         handle = self._replicas[self._places[name]].options(stream=True, multiplexed_model_id=name)
         type_ = request.headers.get("content-type", "application/json")
         pieces = handle.answer.remote(request.method, path, request.url.query, type_, body)
-        head = json.loads(await anext(pieces))
+        try:
+            head = json.loads(await anext(pieces))
+        except BackPressureError as full:
+            message = "too many requests wait for this model; try again in 1 s"
+            raise Refused(429, "queue-full", message, headers={"Retry-After": "1"}) from full
         return StreamingResponse(pieces, head["status"], head["headers"])
 
 
