@@ -313,6 +313,28 @@ def test_a_climb_on_one_worker_ends_with_its_time_and_with_what_it_has(free_task
     assert "failed" not in {rung.status for rung in climbed.result.rungs}, climbed.result.rungs
 
 
+def test_the_hours_of_workers_end_a_climb_in_money_with_what_it_has(free_task_file, tmp_path):
+    class Hired(Records):
+        """Workers of a dear machine: each second of theirs costs 10."""
+
+        def price(self, resources):
+            return 36_000.0
+
+        def capacity(self, resources):
+            return 1
+
+    def crew(task, data, store, seed):
+        executor.store = store
+        return ClimbCrew(executor, "", task, data, store, seed)
+
+    executor = Hired()
+    options = ClimbOptions(budget_money=0.5, rungs=RUNGS, out=tmp_path, crew=crew)
+    climbed = climb(Task.load(free_task_file), options=options)
+    assert climbed.result.money >= 0.5
+    assert {rung.status for rung in climbed.result.rungs} & {"skipped", "stopped"}
+    assert "failed" not in {rung.status for rung in climbed.result.rungs}, climbed.result.rungs
+
+
 def test_jobs_that_cannot_be_removed_do_not_lose_the_result(crew_of, monkeypatch):
     def refuses(self):
         raise self.refused("removed: it is read only")
