@@ -181,21 +181,49 @@ def test_another_kind_of_machine_may_make_artifacts_and_not_answer(free_task_fil
     assert caught.value.code == "worker-mismatch"
 
 
+class OnePlace(Records):
+    """One place, in which nothing is begun ahead."""
+
+    def capacity(self, resources):
+        return 1
+
+
+class Second(Records):
+    """Runs the first job, and begins the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.cancelled = [], []
+
+    def submit(self, uri, resources):
+        if self.kinds:
+            self.begun.append(uri)
+        else:
+            super().submit(uri, resources)
+
+    def cancel(self, uri):
+        self.cancelled.append(uri)
+        self._ended.append(uri)
+
+
 @pytest.fixture(params=["", "memory://scale-parts"])
 def trains(request, small_task_file, tiny_zero, tiny_folder, tmp_path):
     """The crew of a climb whose only arm is a training of eight steps, what its workers ran, and the same alone."""
     changes = {"model": str(tiny_folder), "data.train_per_label": "4", "rungs.lora.epochs": "2"}
     task = Task.load(small_task_file, {**changes, "rungs.lora.batch_size": str(len(tiny_zero.signature.labels))})
-    data, executor = task.read(), Records()
-    store = RunStore(tmp_path / "run")
+    data, store = task.read(), RunStore(tmp_path / "run")
     store.keep(tiny_zero)
-    crew = ClimbCrew(executor, request.param, task, data, store, 0)
-    crew.fit("lora", "lora", "zero-shot", None, parts=True, ahead=False)
-    return crew, executor, build(("lora",), task, 0)[0].fit(tiny_zero, data)
+
+    def begin(executor):
+        crew = ClimbCrew(executor, request.param, task, data, store, 0)
+        crew.fit("lora", "lora", "zero-shot", None, parts=True, ahead=False)
+        return crew, executor, build(("lora",), task, 0)[0].fit(tiny_zero, data)
+
+    return begin
 
 
 def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one(trains):
-    crew, executor, alone = trains
+    crew, executor, alone = trains(OnePlace())
     made = {}
     for share, artifact in crew.made("lora", QUIET):
         made[share] = artifact
@@ -213,8 +241,19 @@ def test_a_training_in_parts_has_a_job_for_each_and_ends_with_the_weights_of_one
     crew.close(QUIET, done=True)
 
 
+def test_the_next_part_of_a_training_begins_meanwhile_and_is_cancelled_where_the_climb_stops(trains):
+    crew, executor, _ = trains(Second())
+    shares = crew.made("lora", QUIET)
+    assert next(shares)[0] == 0.25
+    assert [json.loads(Storage(uri).read())["options"]["after"] for uri in executor.begun] == [0.25]
+    assert executor.cancelled == []
+    shares.close()
+    assert executor.cancelled == executor.begun
+    crew.close(QUIET, done=True)
+
+
 def test_no_worker_goes_on_with_a_training_that_the_climb_stops(trains):
-    crew, executor, _ = trains
+    crew, executor, _ = trains(OnePlace())
     crew.ask("lora", "validation", ["a"], ahead=True)  # there is nothing yet that could answer
     shares = crew.made("lora", QUIET)
     assert next(shares)[0] == 0.25

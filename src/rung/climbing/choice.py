@@ -13,6 +13,7 @@ from rung.data.rows import Data
 from rung.evaluation import racing
 from rung.evaluation.result import YARDSTICK
 from rung.machine import Machine
+from rung.models.reference import is_endpoint
 from rung.rungs.base import Applicability, Cost, Rung
 
 STAGES = 3  # of the ramp: rungs on top of each other, at most
@@ -134,13 +135,18 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
 def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
     """Have idle workers begin with the arms that would be next if this one changed nothing, for as long as it takes.
 
-    Then with the first rows of the confirmation, which whatever is in the race at the end has to answer.
+    What takes longest begins first, or the climb would wait for it at the end, with one worker busy. Then come the
+    first rows of the confirmation, which whatever is in the race at the end has to answer, and more rows of the arms,
+    which may lose before; not where rows cost money.
     """
     if state.crew is None:
         return
     waiting = [arm for arm in state.arms.values() if not arm.raced]
     others = [each for each in in_order(state, prospects(state), waiting) if each.name != following.name]
+    if isinstance(following, Prospect):  # while a base is looked at, several workers answer its rows
+        others.sort(key=lambda each: -(first_look(state, [each]) if isinstance(each, Arm) else each.seconds))
     idle = state.crew.workers - 1
+    begun: list[tuple[Arm, float]] = []
     room = idle * (first_look(state, [following]) if isinstance(following, Arm) else following.seconds)
     for number, each in enumerate(others):
         if number >= 2 * idle and room <= 0:
@@ -149,10 +155,18 @@ def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
             arm = each if isinstance(each, Arm) else each.arm
             state.order(arm, state.search, FEW, ahead=True)
             room -= first_look(state, [each]) if isinstance(each, Arm) else each.seconds
+            begun.append((arm, state.row_seconds(each) if isinstance(each, Arm) else each.row_seconds))
     for arm in state.alive():
         if state.confirm is not state.search and room > 0:
             state.order(arm, state.confirm, FIRST, ahead=True)
             room -= FIRST * state.row_seconds(arm)
+    if is_endpoint(state.task.model) or state.budget.limits.money is not None:
+        return
+    for until in range(2 * FEW, len(state.search) + FEW, FEW):
+        for arm, pace in begun:
+            if room > 0:
+                state.order(arm, state.search, until, ahead=True)
+                room -= FEW * pace
 
 
 def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:

@@ -153,7 +153,8 @@ class ClimbCrew(_Crew):
     def made(self, key: str, progress: Progress) -> Iterator[tuple[float, Artifact]]:
         """Wait for an artifact, and for those after parts of its making.
 
-        A part is a job of its own, so that no worker goes on with what the climb may stop.
+        A part is a job of its own. The next one begins on an idle worker while the climb looks at what is made, and is
+        cancelled if that stops it.
         """
         sent, seconds, money = self._begun if key in self._begun else self._fits, 0.0, 0.0
         try:
@@ -166,10 +167,10 @@ class ClimbCrew(_Crew):
                 if share == 1:
                     break
                 self._parts[f"{key.split('/')[0]}/parts/{round(100 * share)}"] = number
-                yield share, artifact
                 options = {**job.options, "after": share}
                 job = job.model_copy(update={"settings": result.values["chosen"], "options": options, "attempt": 1})
-                sent[key] = self._dispatcher.send(job)
+                sent[key] = self._dispatcher.send(job, ahead=True)
+                yield share, artifact
             self._fits[key], self._took[key] = number, (seconds, money)
             yield 1.0, artifact
         finally:
