@@ -289,7 +289,8 @@ class Dispatcher:
             self._end(task)
             moved = True
         waiting = [task for task in self._tasks.values() if not task.over and task.uri not in self._running]
-        for task in sorted(waiting, key=lambda each: each.ahead):  # stable: in the order in which they were sent
+        # Ahead, fits come first: more is going to wait for them. Stable: in the order in which they were sent.
+        for task in sorted(waiting, key=lambda each: (each.ahead, each.ahead and each.job.kind == "answer")):
             ahead = sum(each.ahead for each in self._running.values())
             if len(self._running) >= self.slots or (task.ahead and ahead >= self.slots - 1):
                 break
