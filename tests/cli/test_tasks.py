@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rung.errors import ConfigError, DataError
+from rung.errors import ConfigError, DataError, install_command
 from rung.task import Task
 
 CSV = "id,text,label\n" + "".join(f"{i},message number {i},{'spam' if i % 3 else 'ham'}\n" for i in range(120))
@@ -45,6 +45,20 @@ def test_init_writes_a_task_that_check_accepts(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "rows a label" in result.stdout
     assert result.stdout.splitlines()[-2:] == ["fine.", "Next: rung climb task.yaml --plan"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_documents_without_rows_can_be_asked_where_retrieval_is_installed(there: bool, monkeypatch: Any) -> None:
+    Path("docs").mkdir()
+    Path("docs/guide.md").write_text("Cards arrive within a week.")
+    assert run("init", "docs", "--yes").exit_code == 0
+    monkeypatch.setattr("rung.cli.tasks.find_spec", lambda name: there or None)
+    lines = run("check", "task.yaml").stdout.splitlines()
+    assert lines[0] == "1 document"
+    assert lines[-2:] == (
+        ["Its documents can be asked.", "Next: rung run task.yaml 'your question'"] if there else
+        ["To ask its documents, install what retrieval needs.", f"Next: {install_command('rag')}"]
+    )  # fmt: skip
 
 
 def test_init_replaces_nothing_unasked() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from difflib import get_close_matches
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Exit, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError, DataError, RungError, explanations
+from rung.errors import ConfigError, DataError, RungError, explanations, install_command
 from rung.models.files import write_atomically
 
 if TYPE_CHECKING:
@@ -156,9 +157,10 @@ def _check_documents(task: Task, file: Path, json: bool) -> None:
     values = {"task": task.name, "documents": len(listing.sources), "left_out": left_out}
     count = "1 document" if len(listing.sources) == 1 else f"{len(listing.sources):,} documents"
     lines = [count, *(f"  left out: {name}: {why}" for name, why in left_out.items())]
-    lines += [f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.",
-              "Its documents can be asked."]  # fmt: skip
-    render.result(json, values, "\n".join(lines), then=("rung", "run", file, "your question"))
+    needs = "" if find_spec("lancedb") else install_command("rag")
+    lines.append(f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.")
+    lines.append("To ask its documents, install what retrieval needs." if needs else "Its documents can be asked.")
+    render.result(json, values, "\n".join(lines), then=needs or ("rung", "run", file, "your question"))
 
 
 def trust(
