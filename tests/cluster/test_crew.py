@@ -326,8 +326,16 @@ def test_a_job_that_takes_all_the_time_ends_the_stage_and_a_later_stage_asks_ane
     crew.close(QUIET, done=True)
 
 
+def crew_on(executor):
+    def crew(task, data, store, seed):
+        executor.store = store
+        return ClimbCrew(executor, "", task, data, store, seed)
+
+    return crew
+
+
 def test_a_climb_on_one_worker_ends_with_its_time_and_with_what_it_has(free_task_file, tmp_path):
-    class Late(Records):
+    class Late(OnePlace):
         """The time is over while the sixth job runs, which holds up this process."""
 
         def submit(self, uri, resources):
@@ -338,36 +346,22 @@ def test_a_climb_on_one_worker_ends_with_its_time_and_with_what_it_has(free_task
                 Path(uri).write_text(json.dumps({**job, "seconds": budget.left()}))
             super().submit(uri, resources)
 
-        def capacity(self, resources):
-            return 1
-
-    def crew(task, data, store, seed):
-        executor.store = store
-        return ClimbCrew(executor, "", task, data, store, seed)
-
     executor = Late()
-    options = ClimbOptions(rungs=RUNGS, out=tmp_path, crew=crew)
+    options = ClimbOptions(rungs=RUNGS, out=tmp_path, crew=crew_on(executor))
     climbed = climb(Task.load(free_task_file), options=options)
     assert climbed.recommended is not None
     assert "failed" not in {rung.status for rung in climbed.result.rungs}, climbed.result.rungs
 
 
 def test_the_hours_of_workers_end_a_climb_in_money_with_what_it_has(free_task_file, tmp_path):
-    class Hired(Records):
+    class Hired(OnePlace):
         """Workers of a dear machine: each second of theirs costs 10."""
 
         def price(self, resources):
             return 36_000.0
 
-        def capacity(self, resources):
-            return 1
-
-    def crew(task, data, store, seed):
-        executor.store = store
-        return ClimbCrew(executor, "", task, data, store, seed)
-
     executor = Hired()
-    options = ClimbOptions(budget_money=0.5, rungs=RUNGS, out=tmp_path, crew=crew)
+    options = ClimbOptions(budget_money=0.5, rungs=RUNGS, out=tmp_path, crew=crew_on(executor))
     climbed = climb(Task.load(free_task_file), options=options)
     assert climbed.result.money >= 0.5
     assert {rung.status for rung in climbed.result.rungs} & {"skipped", "stopped"}

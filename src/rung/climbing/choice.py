@@ -141,20 +141,24 @@ def order_ahead(state: ClimbState, following: Prospect | Arm) -> None:
     """
     if state.crew is None:
         return
+
+    def takes(each: Prospect | Arm) -> float:
+        return first_look(state, [each]) if isinstance(each, Arm) else each.seconds
+
     waiting = [arm for arm in state.arms.values() if not arm.raced]
     others = [each for each in in_order(state, prospects(state), waiting) if each.name != following.name]
     if isinstance(following, Prospect):  # while a base is looked at, several workers answer its rows
-        others.sort(key=lambda each: -(first_look(state, [each]) if isinstance(each, Arm) else each.seconds))
+        others.sort(key=takes, reverse=True)
     idle = state.crew.workers - 1
-    begun: list[tuple[Arm, float]] = []
-    room = idle * (first_look(state, [following]) if isinstance(following, Arm) else following.seconds)
+    begun: list[tuple[Arm, float]] = []  # with the seconds of a row
+    room = idle * takes(following)
     for number, each in enumerate(others):
         if number >= 2 * idle and room <= 0:
             return
         if isinstance(each, Arm) or put_off(state, each) is None:
             arm = each if isinstance(each, Arm) else each.arm
             state.order(arm, state.search, FEW, ahead=True)
-            room -= first_look(state, [each]) if isinstance(each, Arm) else each.seconds
+            room -= takes(each)
             begun.append((arm, state.row_seconds(each) if isinstance(each, Arm) else each.row_seconds))
     for arm in state.alive():
         if state.confirm is not state.search and room > 0:
