@@ -46,6 +46,7 @@ LINEAR = {
     "linear_value_head_dim": 16,
 }
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+GRANITE: dict[str, Any] = MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 96, "logits_scaling": 4.0}
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
     "v_head_dim": 12, "n_shared_experts": 1, "first_k_dense_replace": 1,
@@ -126,27 +127,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "Granite 4": (
         "GraniteMoeHybrid",
-        MAMBA
-        | {
-            "num_local_experts": 0,
-            "shared_intermediate_size": 96,
-            "logits_scaling": 4.0,
-            "layer_types": ["attention"] * 4,
-            "position_embedding_type": "rope",
-        },
+        GRANITE | {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"},
         "",
     ),
-    "Granite 4-H": (
-        "GraniteMoeHybrid",
-        MAMBA
-        | {
-            "num_local_experts": 0,
-            "shared_intermediate_size": 96,
-            "logits_scaling": 4.0,
-            "layer_types": ["mamba", "attention"] * 2,
-        },
-        "",
-    ),
+    "Granite 4-H": ("GraniteMoeHybrid", GRANITE | {"layer_types": ["mamba", "attention"] * 2}, ""),
     "LFM2": ("Lfm2", {"full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False}, "lfm2"),
     "Falcon-H1": ("FalconH1", HEADS | MAMBA | {"mamba_d_ssm": 64, "mamba_n_heads": 4}, ""),
     "Bamba": ("Bamba", MAMBA | {"attn_layer_indices": [1, 3]}, ""),

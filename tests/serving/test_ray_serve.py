@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments") 
 from rung.cluster.ray_serve import RayServing, _replica, answers, build  # noqa: E402
 
 ROWS = {"rows": [{"text": "Where is my card?"}]}
+CHAT = {"model": "notes", "messages": [{"role": "user", "content": "Where is my card?"}], "max_tokens": 12}
 
 
 def apart(work):
@@ -194,10 +195,9 @@ def test_requests_beyond_the_queue_are_refused_and_the_others_answered(cluster, 
     serve.run(build({
         "artifacts": {"notes": str(artifacts["notes"])}, "most": 1, "queue": 2, "replicas": [1, 1], "cpus": 0.5,
     }))  # fmt: skip
-    body = {"model": "notes", "messages": [{"role": "user", "content": "Where is my card?"}], "max_tokens": 12}
 
     def ask(_):
-        return httpx.post(f"{cluster}/v1/chat/completions", json=body, timeout=300)
+        return httpx.post(f"{cluster}/v1/chat/completions", json=CHAT, timeout=300)
 
     assert ask(0).status_code == 200
     with ThreadPoolExecutor(12) as many:
@@ -215,13 +215,12 @@ def test_replicas_grow_under_load_and_drop_nothing(cluster, artifacts):
     serve.run(build({
         "artifacts": {"notes": str(artifacts["notes"])}, "target": 1, "most": 4, "replicas": [1, 2], "cpus": 0.5,
     }))  # fmt: skip
-    body = {"model": "notes", "messages": [{"role": "user", "content": "Where is my card?"}], "max_tokens": 12}
     end = threading.Event()
 
     def ask(_):
         found = []
         while not end.is_set():
-            found.append(httpx.post(f"{cluster}/v1/chat/completions", json=body, timeout=120).status_code)
+            found.append(httpx.post(f"{cluster}/v1/chat/completions", json=CHAT, timeout=120).status_code)
         return found
 
     def replicas():
