@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,7 +190,9 @@ def run_python(page, folder, request, *, slow):
     """Run the Python of a page, each block on its own; a climb gets seconds instead of minutes."""
     for block in blocks(page, "python", slow=slow):
         code = block.replace('budget="10m"', 'budget="20s"')
+        before = {thread for thread in threading.enumerate() if thread.name.startswith("rung-")}
         exec(compile(code, page, "exec", dont_inherit=True), given(page, folder, request))
+        assert {thread for thread in threading.enumerate() if thread.name.startswith("rung-")} <= before
 
 
 @pytest.fixture
