@@ -25,6 +25,7 @@ from rung.feedback.records import Interaction
 from rung.models.cache import cache_dir
 from rung.rungs import registered
 from rung.rungs.base import REGISTERED
+from rung.serving.served import Served
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.name: page.read_text("utf-8") for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
@@ -191,7 +192,10 @@ def run_python(page, folder, request, *, slow):
     for block in blocks(page, "python", slow=slow):
         code = block.replace('budget="10m"', 'budget="20s"')
         before = {thread for thread in threading.enumerate() if thread.name.startswith("rung-")}
-        exec(compile(code, page, "exec", dont_inherit=True), given(page, folder, request))
+        values = given(page, folder, request)
+        exec(compile(code, page, "exec", dont_inherit=True), values)
+        if isinstance(served := values.get("served"), Served):
+            served.close()  # as the server of its application does
         assert {thread for thread in threading.enumerate() if thread.name.startswith("rung-")} <= before
 
 
