@@ -78,8 +78,8 @@ def folder(tmp_path, monkeypatch, tiny_folder):
 RUN, TASK = "runs/train", "our task.yaml"
 COMMANDS = [  # in the order in which a person may come to them; the one that ends with a command, by what follows
     (["init", "our rows", "--yes", "--out", TASK, "--model", "MODEL"], "check"),
-    (["check", TASK], "climb"),
-    (["advise", TASK], "climb"),
+    (["check", TASK, "--set", "data.train_rows=30"], "climb"),
+    (["advise", TASK, "--set", "instruction=Which topic is it?"], "climb"),
     (["climb", TASK, "--plan"], "climb"),
     (["climb", TASK, "--rungs", "tfidf-head", "--quiet"], "report run serve"),
     (["report", RUN, "--rows", "wrong"], "report"),
@@ -93,7 +93,7 @@ COMMANDS = [  # in the order in which a person may come to them; the one that en
     (["check", "ask us.yaml"], "run"),
     (["trust", "ask us.yaml", "--yes"], "check"),
     (["index", "build", "ask us.yaml", "--quiet"], "index"),
-    (["index", "show", "ask us.yaml"], "index"),
+    (["index", "show", "ask us.yaml", "--set", "instruction=Answer briefly."], "index"),
     (["index", "update", "ask us.yaml", "--quiet"], "index"),
     (["index", "search", "ask us.yaml", "How long is the leave?"], "run"),
     (["failures", "list"], "failures"),
@@ -124,6 +124,8 @@ def test_what_follows_a_command_can_be_pasted(folder, tiny_folder, monkeypatch):
         assert [shlex.split(line)[1] for line in lines] == expected.split(), f"{words}: {done.output}"
         for line in lines:
             check(line)
+            if "--set" in words:
+                assert shlex.split(line)[-2:] == words[-2:], f"{words}: {line}"
 
 
 @pytest.mark.parametrize("line", [

@@ -50,7 +50,8 @@ def advise(
         if run is not None:
             render.say(f"measured: {run[0]}{'' if run[1] else '; the task file has changed since'}")
 
-    render.result(json, {**guide.as_dict(), "measured": climbed}, show, then=("rung", "climb", task, "--plan"))
+    then = options.with_sets(sets, "rung", "climb", task, "--plan")
+    render.result(json, {**guide.as_dict(), "measured": climbed}, show, then=then)
 
 
 def climb(
@@ -366,7 +367,8 @@ def judge(
         f"{measured.consistent} verdicts hold when the answers swap places\n"
         f"{measured.unreadable} verdicts could not be read"
     )
-    render.result(json, {"judge": name, **asdict(measured)}, text, then=("rung", "climb", task, "--plan"))
+    then = options.with_sets(sets, "rung", "climb", task, "--plan")
+    render.result(json, {"judge": name, **asdict(measured)}, text, then=then)
 
 
 def _answers_of(run: Path, of: str | None, over: str) -> tuple[str, list[AnswerPair]]:
@@ -437,7 +439,7 @@ def tune(
     except KeyboardInterrupt:
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")
         raise typer.Exit(130) from None
-    then = ("rung", "climb", task, "--rungs", search.rung)
+    then = options.with_sets(sets, "rung", "climb", task, "--rungs", search.rung)
     render.result(json, search.as_dict(), lambda: render.tuning(search), then=then)
 
 

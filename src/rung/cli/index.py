@@ -33,11 +33,12 @@ def build(
 
     given = {"encoding": encoding, "separator": separator}
     named = [f"corpus.{key}={value}" for key, value in given.items() if value != "auto"]
-    loaded = options.load_task(task, [*(sets or ()), *named], runs=False)
+    settings = [*(sets or ()), *named]
+    loaded = options.load_task(task, settings, runs=False)
     if named:
         keys = ", ".join(f"{key}: {value}" for key, value in given.items() if value != "auto")
         render.note(f"write {keys} below `corpus` in {task}: the other commands read it there")
-    _show(build_index(loaded, again=again, progress=options.progress(quiet)), json, task)
+    _show(build_index(loaded, again=again, progress=options.progress(quiet)), json, task, settings)
 
 
 @app.command()
@@ -49,14 +50,14 @@ def update(
     from rung.retrieval.build import build_index
 
     loaded, _ = _opened(task, sets)  # an error if there is none
-    _show(build_index(loaded, progress=options.progress(quiet)), json, task)
+    _show(build_index(loaded, progress=options.progress(quiet)), json, task, sets)
 
 
 @app.command()
 def show(task: options.TaskFile, sets: options.Sets = None, json: options.Json = False) -> None:
     """Say what the index holds, and which files were not, or not wholly, read."""
     loaded, index = _opened(task, sets)
-    _show(index, json, task)
+    _show(index, json, task, sets)
     _note_changes(index, loaded)
 
 
@@ -81,7 +82,8 @@ def search(
     loaded, index = _opened(task, sets)
     _note_changes(index, loaded)
     passages = index.search([query], k, settings)[0]
-    then = ("rung", "run", task, query) if loaded.data.train is None else ("rung", "climb", task, "--plan")
+    climb = options.with_sets(sets, "rung", "climb", task, "--plan")
+    then = ("rung", "run", task, query) if loaded.data.train is None else climb
     render.result(json, [asdict(passage) for passage in passages], lambda: render.passages(passages), then=then)
 
 
@@ -115,7 +117,8 @@ def questions(
     train = os.path.relpath(out, loaded.folder)
     render.note(f"to measure with them, write into {task}: data: {{train: {train}, spans: spans}}")
     text = f"{len(rows)} questions: {out}. They are synthetic: compare techniques with them, and read them first."
-    render.result(False, None, text, then=("rung", "check", task, "--set", f"data={{train: {train}, spans: spans}}"))
+    then = options.with_sets([*(sets or ()), f"data={{train: {train}, spans: spans}}"], "rung", "check", task)
+    render.result(False, None, text, then=then)
 
 
 @app.command()
@@ -140,9 +143,9 @@ def _note_changes(index: Index, task: Task) -> None:
         render.note(f"the documents differ from those of the index: {counts}; run `rung index update`")
 
 
-def _show(index: Index, json: bool, task: Path) -> None:
+def _show(index: Index, json: bool, task: Path, sets: list[str] | None) -> None:
     left_out = sum(problem.left_out for problem in index.manifest.problems)
     contents = index.manifest.model_dump(exclude={"format", "table", "files", "version"})
     values = {"folder": str(index.folder), "left_out": left_out, **contents}
-    then = ("rung", "index", "search", task, "a question")
+    then = options.with_sets(sets, "rung", "index", "search", task, "a question")
     render.result(json, values, lambda: render.index(index), then=then)

@@ -101,6 +101,11 @@ def _offline(on: bool) -> bool:
     return on
 
 
+def with_sets(sets: Sequence[str] | None, *command: object) -> tuple[object, ...]:
+    """A command for the same task with the same `--set` options."""
+    return (*command, *(word for one in sets or () for word in ("--set", one)))
+
+
 def load_task(file: Path, sets: Sequence[str] | None = None, *, runs: bool = True) -> Task:
     """Load a task file with the `--set` options over it.
 

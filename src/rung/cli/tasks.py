@@ -138,7 +138,7 @@ def check(
     values |= {"training": checked.training} if tuning else {}
     shown = None if row is None else trained_row(loaded, checked.data, row)
     values |= {} if shown is None else {"training_row": shown}
-    then = () if checked.problems else ("rung", "climb", task, "--plan")
+    then = () if checked.problems else options.with_sets(sets, "rung", "climb", task, "--plan")
     render.result(json, values, lambda: render.task_check(checked, shown), then=then)
     if checked.problems:
         raise Exit(2)
