@@ -537,3 +537,50 @@ def test_a_model_that_is_nowhere_is_found_and_one_to_download_is_not_fetched() -
     raised = check().exception
     assert isinstance(raised, ModelError)
     assert raised.code == "unknown-model"
+
+
+def asked(corpus: Any, **data: Any) -> None:
+    """Questions about the documents in `docs`; questions.csv lies among them."""
+    Path("docs").mkdir(exist_ok=True)
+    Path("docs/leave.md").write_text("# Leave\n\nLeave is 30 days a year.\n")
+    Path("docs/photo.xyz").write_text("?")
+    table("docs/questions.csv", [{"text": text, "label": text[::-1]} for text in texts(60)])
+    task(data, output={"column": "label", "kind": "text"}, corpus={"files": corpus})
+
+
+def test_documents_that_are_left_out_are_warned_of() -> None:
+    asked("docs/*.md", train="docs/questions.csv")
+    assert found() == ([], [])
+    Path("docs/empty.md").touch()
+    assert found()[1] == ["left out of the documents: docs/empty.md: is empty"]
+    asked(["docs/*.md", "docs/photo.xyz"], train="docs/questions.csv")
+    warned = "docs/empty.md: is empty; docs/photo.xyz: files of kind .xyz are not read"
+    assert found()[1] == [f"left out of the documents: {warned}"]
+
+
+@pytest.mark.parametrize("corpus", ["docs/", "docs/*", "docs/questions.csv", ["docs/leave.md", "./docs/../docs/*.csv"]])
+def test_rows_that_are_measured_are_no_documents(corpus: Any) -> None:
+    asked(corpus, train="docs/questions.csv")
+    error = refused()
+    assert error.code == "rows-in-corpus"
+    assert "the documents hold docs/questions.csv, the rows of `data.train`" in str(error)
+    assert "task.yaml:" in str(error)
+
+
+def test_training_rows_may_be_documents_where_the_measured_rows_are_elsewhere() -> None:
+    files = {"validation": "validation.csv", "test": "test.csv"}
+    for place, name in enumerate(files.values()):
+        table(name, [{"text": text, "label": text[::-1]} for text in texts(30, start=place + 1)])
+    asked("docs/questions.csv", train="docs/questions.csv", **files)
+    assert found()[0] == []
+    asked(["docs/questions.csv", "test.csv"], train="docs/questions.csv", **files)
+    assert "the documents hold test.csv, the rows of `data.test`" in str(refused())
+
+
+@pytest.mark.parametrize(
+    ("corpus", "code"),
+    [("nowhere/", "no-such-file"), ("docs/*.txt", "no-such-file"), ("docs/photo.xyz", "no-documents")],
+)
+def test_documents_that_are_not_there_are_found(corpus: str, code: str) -> None:
+    asked(corpus, train="docs/questions.csv")
+    assert refused().code == code

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Exit, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError, DataError, RungError, explanations, install_command
+from rung.errors import ConfigError, RungError, explanations, install_command
 from rung.models.files import write_atomically
 
 if TYPE_CHECKING:
@@ -146,13 +146,9 @@ def check(
 
 def _check_documents(task: Task, file: Path, json: bool) -> None:
     """Check a task without rows: its documents can be asked, and nothing can be measured."""
-    from rung.retrieval.documents import list_sources
+    from rung.climbing.check import check_documents
 
-    assert task.corpus is not None
-    listing = list_sources(task.corpus, task.folder)
-    if not listing.sources:
-        problem = f"none of the documents of {task.name} can be read: {listing.problems[0].source}: "
-        raise DataError("no-documents", f"{problem}{listing.problems[0].what}", hint="see `rung explain no-documents`")
+    listing = check_documents(task)
     left_out = {each.source: each.what for each in listing.problems}
     values = {"task": task.name, "documents": len(listing.sources), "left_out": left_out}
     count = "1 document" if len(listing.sources) == 1 else f"{len(listing.sources):,} documents"

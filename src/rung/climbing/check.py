@@ -21,7 +21,7 @@ from rung.data.spec import ENCODER
 from rung.engines.encoders import read_recipe
 from rung.engines.local import LocalModel
 from rung.engines.opening import open_encoder
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, DataError, MachineError, install_command
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
@@ -29,6 +29,7 @@ from rung.models.checkpoint import ModelKind, verify
 from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
+from rung.retrieval.documents import Listing, list_sources, refuse_measured_rows
 from rung.rungs import build
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
@@ -41,6 +42,7 @@ ALIKE = 0.9  # the same, where there is no encoder to ask
 TESTED_ROWS, OTHER_ROWS = 1000, 5000  # rows looked at for near-duplicates, at most
 CHARACTERS, ALL_CHARACTERS = 1000, 1_500_000  # of a text, and of all texts, likewise: a few seconds
 PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?'\"()", " "))
+NAMED = 5  # files that are left out
 ROOM = 16  # tokens of a label, which is scored
 
 
@@ -108,6 +110,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     data = task.read()
     validate_references(task, data)
     _verify_models(task)
+    left_out = () if task.corpus is None else _documents_left_out(check_documents(task))
     report, files = data.report, _at_hand(task.model, "language model")
     count = None if files is None else _counter(files)
     if count is not None:
@@ -119,7 +122,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     training = _training_reports(task, data) if tuning else {}
     rows = (*data.train, *data.validation, *data.test)
     warnings, notes = (
-        [*report.warnings, *_long_answers(task, rows, count), *_unlearned_thoughts(task, data.train)],
+        [*report.warnings, *_long_answers(task, rows, count), *_unlearned_thoughts(task, data.train), *left_out],
         [*figures((*data.preferences, *data.unseen_preferences))],
     )
     if task.data.weight is not None:
@@ -143,6 +146,35 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
                 f"{dropped:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
             )
     return TaskCheck(data, "tokens" if count else "characters", report.problems, warnings, notes, training)
+
+
+def check_documents(task: Task) -> Listing:
+    """List the files of a task's corpus, and those that are left out.
+
+    Raises:
+        ConfigError: a file does not exist, or holds rows that are measured.
+        DataError: `no-documents`: none can be read.
+    """
+    assert task.corpus is not None
+    with task.located("corpus", "files"):
+        refuse_measured_rows(task.corpus, task.data, task.folder)
+        listing = list_sources(task.corpus, task.folder)
+        if not listing.sources:
+            first = listing.problems[0] if listing.problems else None
+            why = "the folder is empty" if first is None else f"{first.source}: {first.what}"
+            problem = f"none of the documents of {task.name} can be read: {why}"
+            raise DataError("no-documents", problem, hint="see `rung explain no-documents`")
+    return listing
+
+
+def _documents_left_out(listing: Listing) -> Iterator[str]:
+    """Name what retrieval lacks: files that it cannot read, and its libraries."""
+    if listing.problems:
+        named = "; ".join(f"{problem.source}: {problem.what}" for problem in listing.problems[:NAMED])
+        more = f"; and {len(listing.problems) - NAMED:,} more" if len(listing.problems) > NAMED else ""
+        yield f"left out of the documents: {named}{more}"
+    if find_spec("lancedb") is None:
+        yield f"no document is searched before you install what retrieval needs: {install_command('rag')}"
 
 
 def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tokenizer) -> None:

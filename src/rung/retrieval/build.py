@@ -23,7 +23,15 @@ from rung.errors import ArtifactError, ConfigError, DataError
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress, default_progress
 from rung.retrieval.chunking import Chunk, Chunker
-from rung.retrieval.documents import CorpusSource, Listing, Problem, SourceDocument, list_sources, read_documents
+from rung.retrieval.documents import (
+    CorpusSource,
+    Listing,
+    Problem,
+    SourceDocument,
+    list_sources,
+    read_documents,
+    refuse_measured_rows,
+)
 from rung.retrieval.formats import rejoined
 from rung.retrieval.index import FORMAT, Index, Manifest, check_files, read_manifest, terms
 from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location, table_hashes
@@ -42,11 +50,12 @@ def build_index(task: Task, *, again: bool = False, progress: Progress | None = 
     """Build or update the index of a task's corpus in the cache or its object store (see `build`), and open it.
 
     Raises:
-        ConfigError: the task has no corpus.
+        ConfigError: the task has no corpus, or it holds rows that are measured.
     """
-    return build(
-        index_location(task), corpus_of(task), task.folder, again=again, progress=progress or default_progress()
-    )
+    corpus = corpus_of(task)
+    with task.located("corpus", "files"):
+        refuse_measured_rows(corpus, task.data, task.folder)
+    return build(index_location(task), corpus, task.folder, again=again, progress=progress or default_progress())
 
 
 def corpus_of(task: Task) -> Corpus:

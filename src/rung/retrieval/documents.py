@@ -27,7 +27,7 @@ from rung.data.sources import (
     read_rows,
     sheets_of,
 )
-from rung.data.spec import Corpus
+from rung.data.spec import Corpus, DataSource
 from rung.errors import ConfigError, DataError
 from rung.models.cache import known_sha256
 from rung.retrieval.formats import (
@@ -128,6 +128,30 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
             except UnreadableError as problem:
                 listing.problems.append(Problem(shown, str(problem)))
     return listing
+
+
+def refuse_measured_rows(corpus: Corpus, data: DataSource, base: Path) -> None:
+    """Refuse a corpus that holds rows which are measured: their answers would be looked up.
+
+    Raises:
+        ConfigError: `rows-in-corpus`; or a named file does not exist, or a glob finds none.
+    """
+    rows = data.given()
+    if {"validation", "test"} <= rows.keys():
+        del rows["train"]  # nothing is cut from it
+    files = {
+        (name if is_hub(name) else (base / name).resolve()): f"{name}, the rows of `data.{key}`"
+        for key, names in rows.items()
+        for name in names
+        if isinstance(name, str)
+    }
+    for name in corpus.sources:
+        for path in [name] if is_hub(name) else [file.resolve() for file, _ in _expand(name, base)]:
+            if path in files:
+                raise ConfigError(
+                    "rows-in-corpus", f"the documents hold {files[path]}: a search would find the expected answers",
+                    hint="name the documents alone, such as `corpus: {files: documents/**/*.md}`",
+                )  # fmt: skip
 
 
 def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
