@@ -329,6 +329,20 @@ def test_every_file_that_is_left_out_is_told(docs, tmp_path):
     }
 
 
+@pytest.mark.parametrize("files", ["docs", "docs/**/*.md", "docs/**/*.jsonl", "."])
+def test_runs_and_artifacts_are_no_documents(docs, files):
+    """Their predictions hold the expected answers."""
+    for name in ("runs/decisions.jsonl", "runs/q/climb.json", "made/artifact.json", "mine/climbing.jsonl"):
+        for file in (docs / name, docs / name.rpartition("/")[0] / "sub" / "predictions.jsonl"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text('{"text": "one"}\n')
+    (docs / "a.md").write_text("a")
+    (docs / "mine/b.md").write_text("b")
+    found = {source.id for source in list_sources(Corpus(files=files), docs.parent).sources}
+    named = {"docs/a.md", "docs/mine/b.md", "docs/mine/climbing.jsonl", "docs/mine/sub/predictions.jsonl"}
+    assert found == {name for name in named if files in ("docs", ".") or name.endswith(files[-3:])}
+
+
 def test_a_file_that_goes_while_the_index_is_built_is_told(docs):
     (docs / "a.txt").write_text("a")
     (docs / "b.txt").write_text("b")

@@ -107,8 +107,8 @@ class Listing:
 def list_sources(corpus: Corpus, base: Path) -> Listing:
     """Find the files of a corpus; relative paths resolve from `base`.
 
-    Folders are searched with all their subfolders; names that begin with a dot are skipped. Links that lead out of the
-    folder, and files of unknown kinds, are problems.
+    Folders are searched with all their subfolders. Names that begin with a dot, runs and artifacts are skipped. Links
+    that lead out of the folder, and files of unknown kinds, are problems.
 
     Raises:
         ConfigError: a named file does not exist, or a glob finds none.
@@ -194,7 +194,10 @@ def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
         yield path, None
     elif glob.has_magic(name):
         fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        files = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if not file.is_dir())
+        found = [file for file in fixed.glob(str(path.relative_to(fixed))) if not file.is_dir()]
+        inner = {parent for file in found for parent in file.parents if fixed in parent.parents}
+        made = {parent for parent in inner if _is_made(parent)}
+        files = sorted(file for file in found if made.isdisjoint(file.parents))
         if not files:
             raise ConfigError("no-such-file", f"{path} finds no file", hint="`**/*.md` searches all subfolders")
         yield from ((file, fixed) for file in files)
@@ -202,9 +205,14 @@ def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
         raise ConfigError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
 
 
+def _is_made(folder: Path) -> bool:
+    """Whether Rung wrote a folder, whose files hold expected answers: it has runs, is a run, or an artifact."""
+    return any((folder / name).is_file() for name in ("decisions.jsonl", "climb.json", "artifact.json"))
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_made(Path(parent) / name))
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         yield from (Path(parent) / name for name in sorted([*files, *links]) if not name.startswith("."))
 
