@@ -11,7 +11,7 @@ from rung.engines import apart, torch_engine
 from rung.engines.apart import mend, runs_apart
 from rung.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
-from rung.engines.torch_engine import DEPTH, TorchEngine, end_states, mean_states
+from rung.engines.torch_engine import DEPTH, TorchEngine, end_size, end_states, mean_states
 from rung.errors import EngineError
 from rung.models.checkpoint import text_class
 from rung.training.activation_cache import _reason_against
@@ -45,6 +45,19 @@ SCALED = TEXT | {
 TURNED = TEXT | {"rope_parameters": TEXT["rope_parameters"] | {"mrope_section": [2, 1, 1]}}
 SIGHT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1,
          "num_heads": 2, "out_hidden_size": 32, "image_size": 28, "patch_size": 14}  # fmt: skip
+DECODER = {"is_decoder": True} | dict.fromkeys(
+    (
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+    ),
+    0.0,
+)
 FAMILIES = {  # name: configuration, its settings, whether rows run apart
     "llama": ("LlamaConfig", {}, False),
     "gpt2": ("GPT2Config", {"n_positions": 256, "n_embd": 32, "n_layer": 3, "n_head": 4}, False),
@@ -57,6 +70,14 @@ FAMILIES = {  # name: configuration, its settings, whether rows run apart
         "Mistral3Config",
         {"text_config": SCALED | {"model_type": "ministral3"}, "vision_config": SIGHT | {"model_type": "pixtral"}},
         False,
+    ),
+    "mllama": (
+        "MllamaConfig",
+        {"text_config": TEXT | {"cross_attention_layers": [3], "num_hidden_layers": 5},
+         "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "attention_heads": 2,
+                           "image_size": 28, "patch_size": 14, "num_global_layers": 1, "vision_output_dim": 64,
+                           "intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]}},
+        True,
     ),
     "qwen2.5-vl": ("Qwen2_5_VLConfig", {"text_config": TURNED, "vision_config": SIGHT}, False),
     "qwen3-vl": (
@@ -95,6 +116,19 @@ FAMILIES = {  # name: configuration, its settings, whether rows run apart
     ),
     "doge": ("DogeConfig", {}, True),
     "minimax": ("MiniMaxConfig", {"num_local_experts": 2, "head_dim": 8, "block_size": 8}, True),
+    "roberta": ("RobertaConfig", DECODER, True),
+    "rembert": (
+        "RemBertConfig", DECODER | {"input_embedding_size": 16, "output_embedding_size": 24}, True,
+    ),
+    "plbart": (
+        "PLBartConfig",
+        DECODER | {"d_model": 32, "is_encoder_decoder": False, "decoder_layers": 4, "decoder_attention_heads": 4,
+                   "decoder_ffn_dim": 48}, True,
+    ),
+    "trocr": ("TrOCRConfig", {"d_model": 32, "decoder_layers": 4, "decoder_attention_heads": 4,
+                              "decoder_ffn_dim": 48}, True),
+    "gpt": ("OpenAIGPTConfig", DECODER | {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4}, True),
+    "opt-350m": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}, False),
     "modernbert-decoder": ("ModernBertDecoderConfig", {"local_attention": 16}, False),
     "recurrent-gemma": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 16}, True),
     "gpt-j": ("GPTJConfig", {"n_positions": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, True),
@@ -117,9 +151,8 @@ FAMILIES = {  # name: configuration, its settings, whether rows run apart
 }  # fmt: skip
 
 
-def written(name, folder):
-    """Write a random model of this family to the folder."""
-    kind, settings, _ = FAMILIES[name]
+def written(kind, settings, folder):
+    """Write a random model with this configuration to the folder."""
     config = getattr(transformers, kind)(**(settings if "text_config" in settings else BASE | settings))
     torch.manual_seed(0)
     model = text_class(config.model_type).from_config(config)
@@ -144,7 +177,7 @@ def family(request, tmp_path_factory):
     kernels have no smallest step of time.
     """
     folder = tmp_path_factory.mktemp(request.param.replace(".", "-"))
-    written(request.param, folder)
+    written(*FAMILIES[request.param][:2], folder)
     one_chunk = {"chunk_size": 256, "time_step_min": 1e-30} if "chunk_size" in FAMILIES[request.param][1] else {}
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     oracle = text_class(kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **one_chunk)
@@ -202,6 +235,15 @@ def test_embeddings_are_means_of_the_plain_forward(family):
         assert np.allclose(found, mean / mean.norm(), atol=1e-5)
 
 
+def test_states_that_are_several_of_each_token_are_no_embedding(tmp_path):
+    streams = {"vocab_size_per_layer_input": 120, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
+               "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2}  # fmt: skip
+    written("Gemma3nTextConfig", TEXT | streams, tmp_path)
+    with pytest.raises(EngineError, match="gives no single state of each token") as raised:
+        open_torch(str(tmp_path)).embed(["t5 t6", "t7"])
+    assert raised.value.code == "embedding-unsupported"
+
+
 def test_a_prompt_is_what_the_template_writes(family):
     _, engine, _ = family
     assert engine.tokens(({"role": "user", "content": "t5 t6"},)) == (3, 5, 6, 4)
@@ -236,7 +278,7 @@ def test_log_probabilities_of_judged_answers_are_those_of_the_plain_forward(fami
     np.testing.assert_allclose(np.ravel(sequence_logprobs(model, rows)), expected, atol=1e-3)
     if name != "llama4":
         with torch.no_grad():
-            head = torch.ones(model.config.get_text_config().hidden_size)
+            head = torch.ones(end_size(model))
             alone = torch.cat([answer_scores(model, head, [one]) for row in apart for one in row])
             assert torch.allclose(answer_scores(model, head, rows), alone, atol=1e-3)
 
@@ -311,7 +353,7 @@ def test_the_loss_and_its_gradients_are_those_of_row_by_row(family):
 def test_a_model_whose_tokens_read_ahead_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))  # nothing is known of this model
     (tmp_path / "model").mkdir()
-    written("zamba2", tmp_path / "model")
+    written(*FAMILIES["zamba2"][:2], tmp_path / "model")
     monkeypatch.setattr("rung.engines.torch_engine.mend", lambda model: None)
     with pytest.raises(EngineError, match="a token reads what follows it") as raised:
         open_torch(str(tmp_path / "model"))

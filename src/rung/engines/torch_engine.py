@@ -214,7 +214,7 @@ class TorchEngine(LocalModel):
         Raises:
             ArtifactError: the folder holds no reward model.
         """
-        head = reward_head(reward, self.model.config.get_text_config().hidden_size)
+        head = reward_head(reward, end_size(self.model))
         rows = [self.prompt_tokens(text, 0, str(reward)) for text in texts]
         progress.start("rating answers", len(rows))
         with self.running(str(reward)) as model:
@@ -422,6 +422,7 @@ class _TorchSession:
 # ---- embeddings: the mean of a language model's hidden states
 
 DEPTH = 2 / 3
+ENCODER_HINT = "use a sentence encoder: the rung features"
 
 
 def _passes(model: Any, lengths: Sequence[int], logits: int = 1) -> Iterable[list[int]]:
@@ -447,7 +448,10 @@ def mean_states(
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
         output = run_to_layer(core, layers[depth - 1], {"input_ids": ids, "use_cache": False})
-        states = (output[0] if isinstance(output, tuple) else output).float()
+        states = (output[0] if isinstance(output, tuple | list) else output).float()
+        if states.shape != (*ids.shape, result.shape[1]):
+            problem = f"a layer of {model.config.model_type} models gives no single state of each token"
+            raise EngineError("embedding-unsupported", problem, hint=ENCODER_HINT)
         real = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=model.device)
         mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
@@ -462,7 +466,7 @@ def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int
     Rows are padded on the right; causal attention keeps padding out of real tokens.
     """
     core, lengths = model.get_decoder(), [len(row) for row in rows]
-    result = np.empty((len(rows), model.config.get_text_config().hidden_size), np.float32)
+    result = np.empty((len(rows), end_size(model)), np.float32)
     for batch in _passes(model, lengths):
         width = max(lengths[i] for i in batch)
         ids = torch.tensor([[*rows[i], *([0] * (width - lengths[i]))] for i in batch], device=model.device)
@@ -471,6 +475,12 @@ def end_states(model: Any, rows: Sequence[Sequence[int]], *, done: Callable[[int
         result[batch] = states[torch.arange(len(batch), device=model.device), last].float().cpu().numpy()
         done(len(batch))
     return result
+
+
+def end_size(model: Any) -> int:
+    """The size of the last states of a token, to which OPT-350M projects those of its layers."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def reward_head(folder: Path, size: int) -> Floats:
@@ -499,7 +509,7 @@ def hidden_layers(model: Any) -> Any:
     lists = (m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
     if (found := next(lists, None)) is None:
         problem = f"{model.config.model_type} models have no list of {depth} layers whose states could be read"
-        raise EngineError("embedding-unsupported", problem, hint="use a sentence encoder: the rung features")
+        raise EngineError("embedding-unsupported", problem, hint=ENCODER_HINT)
     return found
 
 

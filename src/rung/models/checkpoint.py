@@ -27,14 +27,19 @@ OTHER_MODEL = (
 SHOWN = 3  # tensors that an error names
 
 # Modules that text does not need: towers for images and sound, heads that predict several tokens at once.
-_OTHER_PARTS = {
+OTHER_PARTS = {
     "vision_tower", "vision_model", "vision_encoder", "visual", "embed_vision", "image_newline", "audio_tower",
     "audio_encoder", "audio_model", "embed_audio", "speech_encoder", "multi_modal_projector", "mm_projector", "mtp",
 }  # fmt: skip
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
 _HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
-_READ_IMAGES = ("mistral3", "qwen2_5_vl", "qwen3_vl")  # models in a wrapper that transformers has among others
+_READ_IMAGES = (
+    "mistral3",
+    "mllama",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)  # models in a wrapper that transformers has among others
 _UNPACKED = ("fp8", "mxfp4")  # quantizations that transformers itself can turn into full precision
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
@@ -143,7 +148,7 @@ def check_loaded(
     extra = [
         key
         for key in sorted(info["unexpected_keys"])
-        if not key.endswith(_BUFFERS) and _OTHER_PARTS.isdisjoint(_modules_above(key))
+        if not key.endswith(_BUFFERS) and OTHER_PARTS.isdisjoint(_modules_above(key))
     ]
     written_by = next((why for prefix, why in _TRAINERS.items() if any(key.startswith(prefix) for key in extra)), None)
     if model is not None:
@@ -245,7 +250,7 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> int:
         "reranker": transformers.AutoModelForSequenceClassification,
     }["encoder" if is_modular_reranker(files) else kind]  # fmt: skip
     text = config.get_text_config()
-    tied = getattr(text, "tie_word_embeddings", config.tie_word_embeddings)
+    tied = getattr(text if hasattr(text, "tie_word_embeddings") else config, "tie_word_embeddings", False)
     if kind == "language model" and tied and _holds_tied_head(files):
         config = deepcopy(config)  # transformers compares the two tensors too, which fails without their values
         config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False

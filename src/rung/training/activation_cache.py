@@ -22,7 +22,7 @@ import torch
 
 from rung.engines.apart import runs_apart
 from rung.engines.label_trie import common_prefix
-from rung.engines.torch_engine import run_to_layer
+from rung.engines.torch_engine import end_size, run_to_layer
 from rung.models.reference import layer_list
 from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters
@@ -96,7 +96,8 @@ def _loss_above_layers(
     shared = common_prefix([row.prompt for row in rows]) if len(rows) > 1 else 0
     *starts, total = accumulate((_tokens_read(row) - shared for row in rows), initial=shared)
     splits_logits(model)  # now, while all of the model runs
-    cache, layers = _allocate(model, total, memory), _layers(model)[:depth]
+    size = model.config.get_text_config().hidden_size
+    cache, layers = _allocate(model, total, size, memory), _layers(model)[:depth]
     for batch, packed in _batches(model, rows, progress):
         states = run_to_layer(model.get_decoder(), layers[-1], inputs(model, packed))[0]
         for i, own in zip(batch, states[packed.shared :].split(packed.lengths.tolist()), strict=True):
@@ -126,7 +127,7 @@ def _output_layer_loss(
 ) -> Loss:
     """Cache the final states at supervised tokens: the loss runs only the output layer."""
     *starts, total = accumulate((row.supervised for row in rows), initial=0)
-    cache = _allocate(model, total, memory)
+    cache = _allocate(model, total, end_size(model), memory)
     for batch, packed in _batches(model, rows, progress):
         states = model.get_decoder()(**inputs(model, packed)).last_hidden_state[0].index_select(0, packed.supervised)
         for i, own in zip(batch, states.split([rows[i].supervised for i in batch]), strict=True):
@@ -155,13 +156,13 @@ def _batches(model: Any, rows: Sequence[TokenizedExample], progress: Progress) -
             progress.advance(len(batch))
 
 
-def _allocate(model: Any, count: int, memory: int) -> torch.Tensor:
-    """Allocate `count` states [count, hidden size]: in memory if they fit in `memory` bytes, else memory-mapped.
+def _allocate(model: Any, count: int, size: int, memory: int) -> torch.Tensor:
+    """Allocate `count` states [count, size]: in memory if they fit in `memory` bytes, else memory-mapped.
 
     The file's name is removed at once, so that nothing is left of it however the process ends. An OSError means that
     there is no room for it.
     """
-    size, dtype = model.config.get_text_config().hidden_size, model.dtype
+    dtype = model.dtype
     if count * size * dtype.itemsize <= memory:
         return torch.empty(count, size, dtype=dtype, device=model.device)
     with tempfile.TemporaryDirectory(prefix="rung-") as folder:

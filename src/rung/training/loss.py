@@ -246,6 +246,8 @@ def token_losses(model: Any, packed: Packed, smoothing: float = 0.0) -> torch.Te
     values = inputs(model, packed)
     if not splits_logits(model):
         logits = model(**values, logits_to_keep=packed.supervised).logits[0]
+        if len(logits) > len(packed.targets):  # some models (xLSTM) give all logits whatever is asked for
+            logits = logits.index_select(0, packed.supervised)
         return _cross_entropy(logits, packed.targets, smoothing)
     states = model.get_decoder()(**values).last_hidden_state
     return loss_of_states(model, states[0].index_select(0, packed.supervised), packed.targets, smoothing)
@@ -255,9 +257,9 @@ def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """The arguments with which the model runs a packed batch."""
     positions = packed.positions
     attend: dict[str, Any] = {"packing": packed}
-    if runs_apart(model):
-        attend = {}  # one row, and the model's own masks
-    elif _attention(model) != ATTENTION:
+    if runs_apart(model):  # one row, with the model's own masks and positions: RoBERTa's do not begin at 0
+        return {"input_ids": packed.ids, "use_cache": False}
+    if _attention(model) != ATTENTION:
         attend = {"attention_mask": layer_masks(model, packed.dense_mask(), positions, positions)}
     return {"input_ids": packed.ids, "position_ids": positions, "use_cache": False, **attend}
 
@@ -287,7 +289,8 @@ def splits_logits(model: Any) -> bool:
             output = model.get_decoder()(input_ids=ids, use_cache=False)
             states = getattr(output, "last_hidden_state", None)
             theirs = model(input_ids=ids, use_cache=False).logits
-            ours = theirs[..., :0] if states is None else _logits(model, states)
+            fit = states is not None and states.shape[-1] == model.get_output_embeddings().weight.shape[-1]
+            ours = _logits(model, states) if fit else theirs[..., :0]
         model.train(training)
         _SPLIT_LOGITS[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     return _SPLIT_LOGITS[model]

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from rung.engines.apart import runs_apart
 from rung.engines.changes import REWARD_HEAD
+from rung.engines.torch_engine import end_size
 from rung.evaluation.statistics import wilson
 from rung.training.changes import Change, read_into, write_tensors
 from rung.training.examples import Completions
@@ -31,7 +32,7 @@ class RewardHead(Change):
 
     def __init__(self, model: Any, inner: Change) -> None:
         self.inner, self.prefix, self.family = inner, inner.prefix, inner.family
-        size = model.config.get_text_config().hidden_size
+        size = end_size(model)
         start = torch.randn(size) / math.sqrt(size + 1)
         self.head = torch.nn.Parameter(start.to(model.device), requires_grad=False)
 
