@@ -12,7 +12,7 @@ from test_methods import BASE, Engine, logits, written
 from torch.nn.functional import softmax
 
 from rung.engines.changes import attach, family_of, read_settings
-from rung.errors import ArtifactError, ConfigError, EngineError
+from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
 from rung.rungs import DoRA, LoRA
 from rung.training.changes import OUTPUT, plain_parameters, start_from
 from rung.training.config import TrainConfig
@@ -52,6 +52,11 @@ MIXTURES = {
     "HunYuanMoEV1": ({"moe_topk": 2}, r"mlp\.gate\.", ATTENTION, STACKED),
     "Afmoe": ({"num_dense_layers": 1}, r"router", ATTENTION, STACKED),
     "Qwen2Moe": ({"shared_expert_intermediate_size": 24}, r"mlp\.gate\.", rf"{ATTENTION}|shared_expert", STACKED),
+    "Dbrx": (
+        {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}, "n_heads": 4, "n_layers": 2,
+         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+         "d_model": 32}, r"router", r"Wqkv|out_proj", (),
+    ),
     "JetMoe": (
         {"kv_channels": 8}, r"router", r"kv_proj",
         ("mlp.input_linear.weight", "mlp.output_linear.weight", "self_attention.experts.input_linear.weight",
@@ -129,7 +134,8 @@ def test_routers_have_no_adapter_and_experts_can_be_named(kind):
     base = moe(kind)
     _, router, adapted, experts = MIXTURES[kind]
     assert any(re.search(router, name) for name in plain_parameters(base))
-    matrices = {n: p.numel() for n, p in base.model.named_parameters() if p.dim() > 1 and "embed" not in n}
+    core, table = base.base_model, base.get_input_embeddings().weight
+    matrices = {n: p.numel() for n, p in core.named_parameters() if p.dim() > 1 and p is not table}
     layers = {name for name in matrices if re.search(adapted, name) and not name.endswith(experts)}
     assert expert_parameters(base) == list(experts)
     for named in ((), experts):
@@ -138,7 +144,7 @@ def test_routers_have_no_adapter_and_experts_can_be_named(kind):
         assert rung.reached_share(Tokens(base)) == pytest.approx(expected / sum(matrices.values()))
     change = LoRA(rank=2).change(Tokens(base), None)
     changed = {re.sub(r"\.lora_[AB]\..*", "", name) for name in change.parameters()}
-    assert changed == {f"model.{name}".removesuffix(".weight") for name in layers}
+    assert changed == {f"{base.base_model_prefix}.{name}".removesuffix(".weight") for name in layers}
     change.remove()
 
 
@@ -187,6 +193,57 @@ def test_towers_and_mamba_projections_have_no_adapter():
         assert names
         assert not any("vision" in name or "mamba.out_proj" in name for name in names)
         assert pattern is None or any(pattern in name for name in names)
+        change.remove()
+
+
+def small(kind, **settings):
+    config = getattr(transformers, f"{kind}Config")(**toys.SIZES | {"num_hidden_layers": 4} | settings)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+MEMORY = {"mamba_d_state": 8, "n_mamba_heads": 4, "mamba_ngroups": 1, "chunk_size": 8, "num_key_value_heads": 4}
+STREAMS = {
+    "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 4,
+    "head_dim": 8, "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "unread"),
+    [
+        ("MBart", {"d_model": 32, "is_encoder_decoder": False, "is_decoder": True, "decoder_layers": 2,
+                   "decoder_attention_heads": 4, "decoder_ffn_dim": 48}, "encoder_attn"),
+        ("Gemma3nText", STREAMS, "correction_coefs"),
+        ("Git", {"num_hidden_layers": 2, "vision_config": {"hidden_size": 16, "intermediate_size": 16, "patch_size": 14,
+                 "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}}, "image_encoder"),
+    ],
+)  # fmt: skip
+def test_what_a_training_on_text_does_not_reach_has_no_adapter(kind, settings, unread):
+    model = small(kind, **settings).train()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    assert any(unread in name for name in linear_layers(model)[1])
+    change = LoRA(rank=2).change(Tokens(model), None)
+    change.enable()
+    for p in change.parameters().values():
+        p.requires_grad_(True)
+    logits = model(input_ids=IDS, use_cache=False).logits
+    (logits * torch.randn_like(logits)).sum().backward()
+    assert not [name for name, p in change.parameters().items() if "lora_B" in name and not p.grad.any()]
+    change.remove()
+
+
+def test_an_adapter_on_weights_that_layers_share_is_not_merged():
+    kinds = ["mamba", "hybrid"] * 2
+    model = small("Zamba2", **MEMORY, hidden_size=64, layers_block_type=kinds, hybrid_layer_ids=[1, 3])
+    shared = "model.layers.1.shared_transformer.self_attn.q_proj"
+    for names in (["q_proj"], [shared]):  # of the second, the other layer would get the update of the first
+        change = LoRA(rank=2, target_modules=names).change(Tokens(model), None)
+        for p in change.parameters().values():
+            p.data += 0.1
+        with pytest.raises(TrainingError, match=f"2 layers share {shared}.weight") as refused:
+            change.merged()
+        assert refused.value.code == "export-unsupported"
         change.remove()
 
 

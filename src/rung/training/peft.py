@@ -8,6 +8,7 @@ import math
 import tempfile
 import warnings
 import weakref
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
@@ -150,7 +151,8 @@ class PeftAdapter(Change):
         if getattr(self.base, "is_quantized", False):
             raise cannot_merge("the base model is quantized, and the update would be lost in its rounding")
         names = {id(p): name for name, p in plain_parameters(self.base).items()}
-        merged: dict[str, torch.Tensor] = {}
+        places = Counter(id(p) for module in self.base.modules() for p in module._parameters.values())
+        found: dict[int, list[torch.Tensor]] = defaultdict(list)
         for layer in self.base.modules():
             if not isinstance(layer, BaseTunerLayer) or not layer.get_base_layer()._parameters:
                 continue
@@ -158,14 +160,19 @@ class PeftAdapter(Change):
             before = {key: p.data for key, p in own.items()}
             try:
                 layer.merge(safe_merge=True, adapter_names=[self.name])  # into a copy of the tensors' contents
-                merged |= {names[key]: p.data for key, p in own.items() if p.data_ptr() != before[key].data_ptr()}
+                for key, p in own.items():
+                    if p.data_ptr() != before[key].data_ptr():
+                        found[key].append(p.data)
             except ValueError as broken:
                 raise cannot_merge(f"the merged weights are not finite ({broken})") from broken
             finally:
                 layer.merged_adapters.clear()
                 for key, p in own.items():
                     p.data = before[key]
-        return merged | self._whole_tensors(names)
+        for key, values in found.items():  # Zamba's layers share the weights of one, and each has its own update
+            if len(values) < places[key] or not all(torch.equal(values[0], one) for one in values[1:]):
+                raise cannot_merge(f"{places[key]} layers share {names[key]}, and it updates each in its own way")
+        return {names[key]: values[0] for key, values in found.items()} | self._whole_tensors(names)
 
     def _whole_tensors(self, names: dict[int, str]) -> dict[str, torch.Tensor]:
         """The tensors of the modules that are trained as a whole, by the base model's names."""

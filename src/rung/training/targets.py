@@ -13,6 +13,7 @@ import torch
 
 from rung.engines.changes import pattern_problem
 from rung.errors import ConfigError
+from rung.models.checkpoint import OTHER_PARTS
 from rung.training.changes import plain_parameters
 
 # Settings of PEFT that say where an adapter is and how large: training that continues from one takes them from it.
@@ -20,6 +21,7 @@ PLACES = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
     "target_parameters", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
 )  # fmt: skip
+_UNREAD = OTHER_PARTS | {"embed_tokens_extend", "encoder_attn", "crossattention"}  # by text alone
 SHOWN = 12  # names that an error lists
 _LINEAR: weakref.WeakKeyDictionary[Any, tuple[list[str], list[str]]] = weakref.WeakKeyDictionary()
 
@@ -27,8 +29,8 @@ _LINEAR: weakref.WeakKeyDictionary[Any, tuple[list[str], list[str]]] = weakref.W
 def linear_layers(model: Any) -> tuple[list[str], list[str]]:
     """The full names of the linear layers that adapters are put on, and of those that they are not put on.
 
-    Left out are the output layer, the towers of a multimodal model (no text reaches them), the routers of a mixture of
-    experts (training them unbalances the experts), the output projections of Mamba, whose kernels read the weights
+    Left out are the output layer, what no text reaches (towers of a multimodal model, attention to what an encoder
+    gives), the routers of a mixture of experts (training them unbalances the experts), layers whose weights are read
     past the adapter, and layers that only have a number (Zamba 2), which PEFT would find in every list. PEFT goes by
     last names: left out too are layers whose name it takes for that of experts, and what is no linear layer but is
     called like one. GPT-2's layers are transformers' own class, whose matrices are transposed; PEFT knows it. The first
@@ -46,7 +48,8 @@ def linear_layers(model: Any) -> tuple[list[str], list[str]]:
             if not isinstance(module, (torch.nn.Linear, Conv1D)) or module is head:
                 continue
             numbered = name.rpartition(".")[2].isdigit()
-            special = id(module) not in text or name in routers or numbered or _is_out_of_mamba(modules, name)
+            unread = id(module) not in text or _without_text(modules, name) or _is_read_past(modules, name)
+            special = unread or name in routers or numbered
             (left if special else kept).append(name)
         taken = _taken_for_experts(model, {name.rpartition(".")[2] for name in kept})
         left += [name for name in kept if name.rpartition(".")[2] in taken]
@@ -77,16 +80,25 @@ def _taken_for_experts(model: Any, names: Iterable[str]) -> set[str]:
     return taken
 
 
-def _is_out_of_mamba(modules: Mapping[str, Any], name: str) -> bool:
+def _without_text(modules: Mapping[str, Any], name: str) -> bool:
+    """Whether the layer is in a tower within the decoder (Phi-4-multimodal, GIT), or attends to an encoder."""
+    crossing = any("CrossAttention" in type(modules.get(above)).__name__ for above in _above(name))
+    return crossing or not _UNREAD.isdisjoint(name.split("."))
+
+
+def _is_read_past(modules: Mapping[str, Any], name: str) -> bool:
+    """Whether the weights are read past the adapter: by the kernels of Mamba, and by Gemma 3n while it trains."""
     parent, _, last = name.rpartition(".")
-    return last == "out_proj" and hasattr(modules[parent], "A_log") and hasattr(modules[parent], "D")
+    in_mamba = last == "out_proj" and hasattr(modules[parent], "A_log") and hasattr(modules[parent], "D")
+    return in_mamba or last == "correction_coefs"
 
 
 def _experts(model: Any) -> tuple[list[str], set[str]]:
     """The names of the tensors that hold the weights of all experts of a layer, and of the modules that route to them.
 
     Every family has its own names, so the shapes tell: beside a tensor of three dimensions, whose first is the number
-    of experts, there is a matrix with an output for each of them.
+    of experts, there is a matrix with an output for each of them. DBRX stacks its experts in two dimensions, where PEFT
+    cannot reach them.
     """
     modules, tensors = dict(model.named_modules()), plain_parameters(model)
     # A matrix in 4 bits is packed; its module knows the number of outputs.
@@ -99,13 +111,14 @@ def _experts(model: Any) -> tuple[list[str], set[str]]:
     routers: set[str] = set()
     for name, p in tensors.items():
         owner = name.rpartition(".")[0]
-        if p.dim() != 3 or isinstance(modules.get(owner), torch.nn.Conv1d):
+        count = len(p) if p.dim() == 3 else getattr(modules.get(owner), "moe_num_experts", 0)
+        if not count or isinstance(modules.get(owner), torch.nn.Conv1d):
             continue
         block = owner.rpartition(".")[0]
         while block and not isinstance(modules.get(block), torch.nn.ModuleList):  # that is the list of layers
             beside = [n for n in outputs if n.startswith(f"{block}.") and not n.startswith(f"{owner}.")]
-            if found := [n for n in beside if outputs[n] == len(p)]:
-                experts.append(name)
+            if found := [n for n in beside if outputs[n] == count]:
+                experts += [name] if p.dim() == 3 else []
                 routers.update(n.rpartition(".")[0] for n in found)
                 break
             block = block.rpartition(".")[0]
@@ -197,10 +210,10 @@ def reached_share(model: Any, config: Any) -> float:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     embeddings = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    text = set(map(id, model.get_decoder().parameters()))
+    text, modules_by_name = set(map(id, model.get_decoder().parameters())), dict(model.named_modules())
     reached, whole = 0, 0
     for name, p in plain_parameters(model).items():
-        if p.dim() < 2 or id(p) in embeddings or id(p) not in text:
+        if p.dim() < 2 or id(p) in embeddings or id(p) not in text or _without_text(modules_by_name, name):
             continue
         whole += p.numel()
         module = name.rpartition(".")[0]
