@@ -36,8 +36,8 @@ TERMS = {  # heads and titles whose words the glossary has under another name
     "Quality against price": "price of 1,000", "Where the time went": "climb", "difference": "pp",
 }  # fmt: skip
 NO_CURVE = (
-    "There is no learning curve: it takes 40 training rows, time that the other work leaves, and labels and an encoder, "
-    "or a recommended arm that is made in seconds. To see what more rows bring here, climb again on half of the rows."
+    "There is no learning curve: it takes 40 training rows, time that other work leaves, and labels and an encoder, or "
+    "a recommended arm that is made in seconds. To see what more rows bring here, climb again on half of the rows."
 )
 EXPECTATIONS = {"help": "helps", "not": "does not help", "unknown": "open"}
 
