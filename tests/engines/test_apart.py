@@ -250,7 +250,7 @@ def test_a_prompt_is_what_the_template_writes(family):
 
 
 def test_token_scores_and_states_are_those_of_row_by_row(family):
-    name, engine, oracle = family
+    _, engine, oracle = family
     texts = [prompt + CONTINUATIONS[1] for prompt in PROMPTS]
     assert min(map(len, texts)) < LONGROPE["original_max_position_embeddings"] < max(map(len, texts))
     for text, scored in zip(texts, engine.read(texts), strict=True):
@@ -258,13 +258,13 @@ def test_token_scores_and_states_are_those_of_row_by_row(family):
             logprobs = torch.log_softmax(oracle(input_ids=torch.tensor([text]), use_cache=False).logits[0], -1)
         expected = [float(logprobs[i, token]) for i, token in enumerate(text[1:])]
         np.testing.assert_allclose(scored.logprobs[1:], expected, atol=1e-4)
-    for states in (mean_states, end_states) if name != "llama4" else (mean_states,):  # its decoder gives logits
+    for states in (mean_states, end_states):
         alone = np.concatenate([states(engine.use(None), [text]) for text in texts])
         np.testing.assert_allclose(states(engine.use(None), texts), alone, atol=1e-4)
 
 
 def test_log_probabilities_of_judged_answers_are_those_of_the_plain_forward(family):
-    name, engine, oracle = family
+    _, engine, oracle = family
     model = engine.use(None)
     rows = [Completions(prompt, CONTINUATIONS, "row") for prompt in PROMPTS]
     apart = [[Completions(row.prompt, (each,), "row") for each in row.completions] for row in rows]
@@ -276,11 +276,10 @@ def test_log_probabilities_of_judged_answers_are_those_of_the_plain_forward(fami
                 logits = oracle(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 :]
             expected.append(float(torch.log_softmax(logits, -1)[range(len(each)), each].sum()))
     np.testing.assert_allclose(np.ravel(sequence_logprobs(model, rows)), expected, atol=1e-3)
-    if name != "llama4":
-        with torch.no_grad():
-            head = torch.ones(end_size(model))
-            alone = torch.cat([answer_scores(model, head, [one]) for row in apart for one in row])
-            assert torch.allclose(answer_scores(model, head, rows), alone, atol=1e-3)
+    with torch.no_grad():
+        head = torch.ones(end_size(model))
+        alone = torch.cat([answer_scores(model, head, [one]) for row in apart for one in row])
+        assert torch.allclose(answer_scores(model, head, rows), alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("longest", [44, 45])

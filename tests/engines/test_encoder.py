@@ -232,6 +232,25 @@ def test_an_encoder_of_the_catalogue_has_its_prompts(files, openvino, monkeypatc
         vars(openvino).pop("prompts", None)
 
 
+@pytest.mark.parametrize("padding", ["[PAD]", None])
+def test_vectors_of_a_language_model_that_reads_padding_are_those_row_by_row(tiny_encoder, tmp_path, padding):
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    folder = shutil.copytree(tiny_encoder, tmp_path / "doge")
+    config = transformers.DogeConfig(
+        vocab_size=30522, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.3,
+    )  # fmt: skip
+    transformers.DogeModel(config).save_pretrained(folder)
+    texts = ["a", "my card", "why is the card that was sent to my old address by post two weeks ago still not here"]
+    alone = [SentenceTransformer(str(folder)).encode([text])[0] for text in texts]
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": padding}))
+    encoder = open_sentence_encoder(resolve(str(folder)), backend="torch", device="cpu")
+    np.testing.assert_allclose(encoder.embed(texts), alone, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def static(files, tmp_path_factory):
     """A random table of token vectors, as sentence-transformers saves it."""

@@ -2,16 +2,20 @@
 
 import json
 import random
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from rung.artifact.artifact import load_retriever
 from rung.data.rows import Example, example_id
 from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ModelError
-from rung.models.checkpoint import kind_of
+from rung.models.checkpoint import kind_of, verify
 from rung.models.reference import resolve
 from rung.retrieval.build import build
 from rung.retrieval.index import SearchSettings
@@ -31,7 +35,6 @@ def cross_encoder(tmp_path_factory):
     """Return a function that saves a BERT of two layers with one label, or as many as asked for."""
 
     def save(labels=1, seed=0, **config):
-        import torch
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
         from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -122,11 +125,51 @@ def test_a_reranker_of_modules_scores_as_sentence_transformers_does(modular):
     assert min(row) < 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "padding"), [("Llama", 0), ("Llama", None), ("Llama", 7), ("Llama", "no token"), ("Doge", 0)]
+)
+def test_scores_of_a_language_model_are_those_pair_by_pair(cross_encoder, kind, padding):
+    """With its tokenizer's padding token, none, another one, a tokenizer without one, and where padding is read."""
+    folder = cross_encoder()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1,
+        max_position_embeddings=64, initializer_range=0.4, pad_token_id=None if padding == "no token" else padding,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    pairs = [("lost card", text) for text in texts(9, 16)]
+    wanted = expected(folder, pairs)
+    if padding == "no token":
+        file = folder / "tokenizer_config.json"
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    (row,) = by_cross_encoder(str(folder))(["lost card"], [[passage(text) for _, text in pairs]])
+    np.testing.assert_allclose(row, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["reranker", "encoder"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_head_of_no_numbers_is_refused(modular, tmp_path, kind, value):
+    folder = shutil.copytree(modular, tmp_path / "damaged")
+    if kind == "encoder":
+        (folder / "config_sentence_transformers.json").unlink()
+    before = resolve(str(folder))
+    verify(before, kind)
+    (file,) = folder.glob("*_Dense/model.safetensors")
+    save_file(load_file(file) | {"linear.bias": torch.tensor([value])}, file)
+    assert resolve(str(folder)).fingerprint != before.fingerprint
+    with pytest.raises(ModelError, match=r"the tensor linear\.bias holds values that are no numbers"):
+        verify(resolve(str(folder)), kind)
+
+
+def test_a_head_that_does_not_fit_is_refused(modular, tmp_path):
+    folder = shutil.copytree(modular, tmp_path / "damaged")
+    (file,) = folder.glob("*_Dense/model.safetensors")
+    save_file({"linear.bias": torch.zeros(1)}, file)
+    with pytest.raises(ModelError, match="sentence-transformers cannot load it"):
+        by_cross_encoder(str(folder))
+
+
 def test_a_reranker_of_modules_that_lost_a_layer_scores_nothing(modular, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(modular, tmp_path / "damaged")
     kept = {name: t for name, t in load_file(folder / "model.safetensors").items() if "layer.1." not in name}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})

@@ -7,7 +7,7 @@ model, and GPUs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -375,6 +375,26 @@ def _padded(rows: Sequence[Sequence[int]], width: int, value: int) -> npt.NDArra
 
 # ---- sentence-transformers
 
+TRIED = ("a", "opening hours", "why is the lamp in the hall of the old house by the river still broken today")
+
+
+def rows_together(size: int, run: Callable[[int], Any], *, full: bool) -> int:
+    """How many rows may share a pass: `size`, or 1 where padding changes what a row gives (Doge, recurrent layers).
+
+    `run` gives scores or vectors of as many texts as TRIED has, given how many share a pass; `full` says whether they
+    are computed in full precision.
+    """
+    together, alone = (np.asarray(run(each), np.float32).reshape(len(TRIED), -1) for each in (len(TRIED), 1))
+    furthest = np.linalg.norm(together - alone, axis=1).max()
+    largest = max(1.0, np.linalg.norm(alone, axis=1).max())
+    return size if furthest < (1e-3 if full else 0.05) * largest else 1
+
+
+def name_padding(tokenizer: Any) -> None:
+    """Give a tokenizer without a padding token one, as its library pads even a row that is alone."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+
 
 class TorchEncoder(SentenceEncoder):
     """A sentence-transformers model; its own folder defines pooling and normalization.
@@ -387,6 +407,7 @@ class TorchEncoder(SentenceEncoder):
 
     def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
         with needed_by("a sentence encoder", error=EngineError):
+            import torch
             import transformers
             from sentence_transformers import SentenceTransformer
         transformers.logging.set_verbosity_error()
@@ -402,6 +423,13 @@ class TorchEncoder(SentenceEncoder):
             raise ModelError("model-unsupported", problem, hint="choose another encoder") from error
         if isinstance(own := self._model.tokenizer, transformers.PreTrainedTokenizerFast):
             own._tokenizer = without_unknown(own._tokenizer, files.folder)
+        name_padding(self._model.tokenizer)
+        full = next(self._model.parameters()).dtype == torch.float32
+        self._together = rows_together(TORCH_BATCH, self._tried, full=full)
+
+    def _tried(self, together: int) -> Any:
+        options = {"batch_size": together, "normalize_embeddings": True, "show_progress_bar": False}
+        return self._model.encode(list(TRIED), **options)
 
     @property
     def limit(self) -> int:
@@ -411,7 +439,7 @@ class TorchEncoder(SentenceEncoder):
     def _embed(self, texts: Sequence[str], progress: Progress) -> Floats:
         progress.start("embedding", len(texts))
         options: dict[str, Any] = {
-            "batch_size": TORCH_BATCH, "normalize_embeddings": True, "show_progress_bar": False
+            "batch_size": self._together, "normalize_embeddings": True, "show_progress_bar": False
         }  # fmt: skip
         parts = [] if texts else [self._model.encode([""], **options)[:0]]  # no texts: an empty array of this dimension
         for first in range(0, len(texts), TORCH_CHUNK):

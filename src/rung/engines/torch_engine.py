@@ -87,8 +87,11 @@ class TorchEngine(LocalModel):
             self.model = load(files, config, device, precision)
         else:
             self.model = _loaded(files, config, device, precision, quantization)
-        if isinstance(self.model.get_decoder(), torch.nn.Linear):  # ModernBERT's decoder models name their output layer
+        decoder = self.model.get_decoder()
+        if isinstance(decoder, torch.nn.Linear):  # ModernBERT's decoder models name their output layer
             self.model.get_decoder = partial(getattr, self.model, "base_model")
+        elif decoder is self.model:  # Llama 4 names itself, with its output layer
+            self.model.get_decoder = partial(getattr, self.model, "model")
         mend(self.model)
         self.model.eval()
         self.model.requires_grad_(False)

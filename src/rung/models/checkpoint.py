@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from rung.errors import ModelError, install_command
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
-from rung.models.hub import first_line, is_static, loaded_weights, read_settings
+from rung.models.hub import first_line, head_weights, is_static, loaded_weights, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder", "reranker"]
-VERSION = 4  # of the checks: raise it with each change, so that models are verified again
+VERSION = 5  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -103,7 +103,8 @@ def hash_again(files: ModelFiles) -> int:
 
 
 def _own_files(files: ModelFiles) -> list[Path]:
-    return [file for pattern in SETTINGS for file in sorted(files.folder.glob(pattern))] + loaded_weights(files.folder)
+    settings = [file for pattern in SETTINGS for file in sorted(files.folder.glob(pattern))]
+    return settings + loaded_weights(files.folder) + head_weights(files.folder)
 
 
 def _changed(place: Path) -> ModelError:
@@ -366,7 +367,8 @@ def _check_numbers(files: ModelFiles, kind: ModelKind, *, packed: bool) -> None:
 
     integers = packed or kind == "encoder"
     names, scaled = set[str](), list[str]()
-    for name, tensor in _tensors(loaded_weights(files.folder)):
+    heads = [] if kind == "language model" else head_weights(files.folder)
+    for name, tensor in _tensors(loaded_weights(files.folder) + heads):
         names.add(name)
         if packed and tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) and name.endswith(".weight"):
             scaled.append(name)  # transformers would take it as it is where its scale is lost

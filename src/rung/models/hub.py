@@ -198,6 +198,13 @@ def loaded_weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(map(str, shards.values())))] if isinstance(shards, dict) else []
 
 
+def head_weights(folder: Path) -> list[Path]:
+    """The safetensors files of the modules that sentence-transformers runs after a model, each in its own folder."""
+    modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
+    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return [file for path in paths if path for file in sorted((folder / str(path)).glob("*.safetensors"))]
+
+
 def text_settings(folder: Path) -> dict[str, Any]:
     """What config.json says of the language model: all of it, or the part `text_config`; empty without the file."""
     values = read_settings(folder / "config.json") if (folder / "config.json").exists() else {}

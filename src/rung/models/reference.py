@@ -14,7 +14,7 @@ from typing import Any
 from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
 from rung.models.cache import fingerprint
-from rung.models.hub import check_folder, is_static, loaded_weights, read_settings, text_settings
+from rung.models.hub import check_folder, head_weights, is_static, loaded_weights, read_settings, text_settings
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -120,7 +120,7 @@ def _describe(
     weights = loaded_weights(folder)
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
-        identity = fingerprint([*settings, *weights])
+        identity = fingerprint([*settings, *weights, *head_weights(folder)])
     named = config.get("architectures")
     architecture = (
         "StaticEmbedding"

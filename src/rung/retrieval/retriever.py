@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
+from rung.engines.encoders import TRIED, name_padding, rows_together
 from rung.errors import ArtifactError, EngineError, ModelError, needed_by
 from rung.models.checkpoint import is_modular_reranker, verify
+from rung.models.hub import first_line
 from rung.models.reference import resolve
 from rung.retrieval.index import Index, Rerank, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage
@@ -26,6 +28,7 @@ from rung.retrieval.store import IndexLocation, published
 Order = Literal["best_first", "best_last"]
 DEFAULT, NEAREST_FIRST = SearchSettings(), SearchSettings(mode="dense")
 LOCATION = "RUNG_INDEX"  # the variable that names the folder or URL of an index that was moved
+BATCH = 32  # pairs that a cross-encoder reads at once
 NEAREST = 20  # passages among which the nearest is: a row's own, and those that calibration leaves out, are fewer
 SPARE = 4  # passages searched for beyond k: a row's own may be among them
 _TABLE_ROW = re.compile(r"^(.*):(\d+)$")
@@ -38,7 +41,8 @@ _TABLE_ROW = re.compile(r"^(.*):(\d+)$")
 def by_cross_encoder(reference: str) -> Rerank:
     """Make a reranker of a sentence-transformers cross-encoder, which reads each passage together with the query.
 
-    All pairs of all queries are sorted by length and run in batches of 32. Scores pass through the activation that
+    All pairs of all queries are sorted by length and run in batches of 32, or one by one where padding would change
+    their scores. Scores pass through the activation that
     the model's configuration names. Of a pair that is longer than the model reads, the end of the longer text is cut.
 
     Raises:
@@ -55,22 +59,50 @@ def by_cross_encoder(reference: str) -> Rerank:
     with needed_by("a cross-encoder", error=EngineError):
         from sentence_transformers import CrossEncoder
     verify(files, "reranker")
-    model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
+    try:
+        model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # every module of the library checks its own settings in its own way
+        problem = f"{files.name}: sentence-transformers cannot load it: {first_line(error)}"
+        raise ModelError("model-unsupported", problem, hint="choose another reranker") from error
     if model.num_labels != 1:
         raise ModelError(
             "reranker-unsupported", f"{reference} gives {model.num_labels} scores for a pair instead of one",
             hint="name a cross-encoder for ranking, such as cross-encoder/ms-marco-MiniLM-L6-v2",
         )  # fmt: skip
 
+    together = _pairs_together(model)
+
     def text(passage: Passage) -> str:
         return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
     def rerank(queries: Sequence[str], hits: Sequence[Sequence[Passage]]) -> list[list[float]]:
         pairs = [(query, text(passage)) for query, passages in zip(queries, hits, strict=True) for passage in passages]
-        scores = iter(model.predict(pairs, show_progress_bar=False).tolist())
+        scores = iter(model.predict(pairs, batch_size=together, show_progress_bar=False).tolist())
         return [list(islice(scores, len(passages))) for passages in hits]
 
     return rerank
+
+
+def _pairs_together(model: Any) -> int:
+    """How many pairs may share a pass of a cross-encoder.
+
+    A language model's score is that of the last token that is no padding, which is another where its configuration
+    names no padding token or another one than its tokenizer: it gets the tokenizer's, if the scores stay the same.
+    """
+    import torch
+
+    tokenizer, config = model.tokenizer, model.model.config
+    name_padding(tokenizer)
+    named = getattr(config, "pad_token_id", None)
+
+    def tried(together: int) -> Any:
+        config.pad_token_id = named if together == 1 else tokenizer.pad_token_id
+        options = {"batch_size": together, "show_progress_bar": False, "activation_fn": torch.nn.Identity()}
+        return model.predict([(TRIED[1], text) for text in TRIED], **options)
+
+    together = rows_together(BATCH, tried, full=model.model.dtype == torch.float32)
+    config.pad_token_id = named if together == 1 else tokenizer.pad_token_id
+    return together
 
 
 # ---- retrieving
