@@ -147,6 +147,17 @@ def test_estimates_are_corrected_by_arms_of_the_same_model_only():
     assert paces.fit_seconds(model, trains=False) == pytest.approx(120.0)
 
 
+def test_what_takes_far_longer_than_all_before_is_not_slower_than_they_were():
+    """Of far more work, what does not grow with it is a smaller share."""
+    row = Cost(0, 0.0, 0.0, 100, 2.7e10, 0.1, 0)
+    fit, less = replace(row, fit_seconds=20.0), replace(row, row_seconds=0.001)
+    for real, expected in ((6.0, 20.0), (0.01, 2.0)):
+        paces = Paces()
+        paces.rows["zero-shot"] = (row, real)
+        assert paces.fit_seconds(fit, trains=False) == pytest.approx(expected)
+        assert paces.row_seconds("short", less) == pytest.approx(0.001)
+
+
 def test_a_model_that_writes_to_its_limit_does_not_make_others_look_slow():
     """Written tokens take four times as long as read ones; zero-shot wrote 80 where 20 were expected."""
     machine, slower = this_machine(), 3.0

@@ -98,7 +98,7 @@ def test_it_is_explained_without_measuring(monkeypatch):
     assert explain("embedded", "auto").startswith("openvino generates: 4.0 times")
 
 
-def test_int4_is_measured_and_its_difference_printed_before_it_answers(monkeypatch, tmp_path):
+def test_int4_is_measured_and_its_difference_printed_before_it_answers(monkeypatch, tmp_path, tiny_folder):
     class Said(Quiet):
         def __init__(self):
             self.lines = []
@@ -134,6 +134,8 @@ def test_int4_is_measured_and_its_difference_printed_before_it_answers(monkeypat
     assert figures in explain("embedded", "openvino-int4")
     assert settled("embedded", "openvino-int4") == "openvino-int4"  # though `auto` would not trust it
     assert expected_speedup("embedded", "openvino-int4") == 3
+    assert expected_speedup(str(tiny_folder), "openvino-int4") == 3  # measured with another model
+    assert expected_speedup(str(tiny_folder), "openvino") == 1
     assert known(files) is None  # of int8
     assert measured == ["int4"]
 

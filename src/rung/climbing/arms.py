@@ -209,7 +209,11 @@ class Paces:
             return abs(math.log(pair[0] / estimated))
 
         nearest = min(pairs, key=distance)
-        return nearest[1] / nearest[0] if distance(nearest) <= math.log(NEAR) else otherwise
+        ratio = nearest[1] / nearest[0]
+        if distance(nearest) <= math.log(NEAR):
+            return ratio
+        # Far more work has a smaller share of what does not grow with it, so it takes at most so much.
+        return min(ratio, otherwise) if estimated > nearest[0] else otherwise
 
 
 def same_model(a: Cost, b: Cost) -> bool:

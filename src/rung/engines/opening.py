@@ -281,10 +281,18 @@ def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
 
 
 def expected_speedup(model: str, engine: str) -> float:
-    """How many times faster than torch the engine of this name was measured to generate here; 1 where unknown."""
+    """How many times faster than torch the engine of this name was measured to generate here; 1 where unknown.
+
+    Where it was not measured with this model, the slowest measurement with another one counts.
+    """
     if is_endpoint(model) or engine == "torch" or not is_cached(model):
         return 1.0
-    choice = known(resolve(model), "int4" if engine == "openvino-int4" else "int8")
+    files, precision = resolve(model), PRECISIONS.get(engine, "int8")
+    choice = known(files, precision)
+    if choice is None:
+        own = _folder(files, precision)
+        others = own.parent.glob(f"*{own.name.removeprefix(files.fingerprint)}/choice.json")
+        choice = min(map(_read, sorted(other.parent for other in others)), key=lambda each: each.speedup, default=None)
     if choice is None or (engine == "auto" and choice.engine == "torch"):
         return 1.0
     return choice.speedup or 1.0
