@@ -70,6 +70,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "",
     ),
+    "Llama 3.2 Vision": (
+        "Mllama",
+        {
+            "text_config": BASE
+            | {"cross_attention_layers": [2], "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "vision_config": SIGHT
+            | {
+                "attention_heads": 2,
+                "num_global_layers": 1,
+                "vision_output_dim": 128,
+                "intermediate_layers_indices": [0],
+                "supported_aspect_ratios": [[1, 1]],
+            },
+        },
+        "",
+    ),
     "Mistral": ("Mistral", {"sliding_window": None}, ""),
     "Mistral with a window": ("Mistral", WINDOW, ""),
     "Ministral": ("Ministral", HEADS | WINDOW | {"layer_types": ["sliding_attention", "full_attention"] * 2}, ""),
@@ -95,9 +111,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "Qwen3-Next": ("Qwen3Next", HEADS | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 48}, ""),
     "Qwen3.5": ("Qwen3_5Text", HEADS | LINEAR, "qwen3_5_think"),
+    "Qwen3.5-MoE": ("Qwen3_5MoeText", HEADS | EXPERTS | LINEAR | {"shared_expert_intermediate_size": 48}, ""),
     "Gemma": ("Gemma", HEADS, "gemma"),
     "Gemma 2": ("Gemma2", HEADS | WINDOW | {"query_pre_attn_scalar": 16}, "gemma"),
     "Gemma 3 (text)": ("Gemma3Text", HEADS | WINDOW | {"num_hidden_layers": 6, "query_pre_attn_scalar": 16}, "gemma3"),
+    "Gemma 3n (text)": (
+        "Gemma3nText",
+        HEADS
+        | WINDOW
+        | {
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.0] * 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "gemma3",
+    ),
     "Gemma 4 (text)": (
         "Gemma4Text",
         HEADS
@@ -154,8 +186,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "n_mamba_heads": 4,
             "mamba_ngroups": 1,
             "chunk_size": 16,
-            "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"],
-            "hybrid_layer_ids": [2],
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "hybrid_layer_ids": [1, 3],
         },
         "",
     ),
@@ -195,7 +227,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "Falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, ""),
     "GPT-NeoX": ("GPTNeoX", {}, ""),
     "ModernBERT decoder": ("ModernBertDecoder", {"local_attention": 16}, ""),
+    "MiniMax": ("MiniMax", HEADS | EXPERTS | {"block_size": 8}, ""),
+    "MiniMax M2": ("MiniMaxM2", HEADS | EXPERTS, ""),
     "GPT-2": ("GPT2", GPT, ""),
+    "GPT-J": ("GPTJ", GPT | {"rotary_dim": 8}, ""),
+    "OPT": ("OPT", {"ffn_dim": 96}, ""),
+    "OPT-350M": ("OPT", {"ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False}, ""),
+    "BLOOM": ("Bloom", {"n_layer": 3, "n_head": 4}, ""),
+    "MPT": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": 256, "expansion_ratio": 2}, ""),
+    "Mamba": ("Mamba", {"state_size": 16}, ""),
     "Mamba 2": ("Mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 16}, ""),
 }
 

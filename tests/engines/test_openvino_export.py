@@ -246,3 +246,20 @@ def test_a_graph_that_is_not_the_model_is_refused(tmp_path):
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match="differs from the model"):
         openvino_export.finish(other, tmp_path, "int8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"model_type": "mpt"}, True),
+        ({"model_type": "mpt", "attn_config": {"alibi": False}}, False),
+        ({"model_type": "falcon", "alibi": True}, True),
+        ({"model_type": "falcon"}, False),
+    ],
+)
+def test_what_openvino_loses_is_not_exported(tmp_path, monkeypatch, settings, lost):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(openvino_export, "_process", lambda *_: (1, "ran"))
+    with pytest.raises(EngineError, match="attends by distance" if lost else "ran") as raised:
+        openvino_export.export_folder(tmp_path, tmp_path / "out", "tiny", "causal", "fp32")
+    assert raised.value.code == "export-unsupported"

@@ -40,6 +40,7 @@ PACKAGES = ("openvino", "optimum-intel", "nncf")
 PULSE_SECONDS = 0.5  # between two reports of progress while the export runs
 GROUP_SIZE = 64  # weights that share a scale and a zero point in int4; the embedding and the last layer have 8 bits
 LOG_LINES = 8  # of a failed export, that the error repeats
+WITH_TORCH = "run the model with torch instead: --engine torch"
 # In the last words of an export that may succeed when the machine has more room, or all libraries.
 OF_THE_MACHINE = (
     "No space left", "Disk quota", "MemoryError", "Cannot allocate memory", "bad_alloc", "ImportError",
@@ -63,6 +64,8 @@ def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *,
         EngineError: `missing-extra` where a package is not installed, `export-unsupported` where optimum-intel does not
             know the architecture or its export fails for good, `export-failed` where the machine lacks something.
     """
+    if kind == "causal":
+        _check_paged(files.folder, files.name)
     folder = folder_of(files, kind, precision)
     if folder.exists():
         return folder
@@ -72,6 +75,19 @@ def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *,
         progress,
     )
     return folder
+
+
+def _check_paged(source: Path, name: str) -> None:
+    """Refuse ALiBi that openvino-genai loses where it pages the cache: of MPT and Falcon (not of BLOOM)."""
+    values = read_settings(source / "config.json")
+    attention = values.get("attn_config")
+    alibi = {
+        "mpt": (attention if isinstance(attention, dict) else {}).get("alibi", True),
+        "falcon": values.get("alibi"),
+    }
+    if alibi.get(str(values.get("model_type"))):
+        problem = f"{name} attends by distance (ALiBi), which openvino-genai loses in {values['model_type']} models"
+        raise EngineError("export-unsupported", problem, hint=WITH_TORCH)
 
 
 def export_folder(
@@ -84,6 +100,8 @@ def export_folder(
     """
     if (missing := missing_package()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint=install_command("local"))
+    if kind == "causal":
+        _check_paged(source, name)
     weights = weights_bytes(source)
     seconds, gigabytes = expected(weights, precision)
     takes = f"about {max(1, round(seconds / 60))} min and {gigabytes:.1f} GB of memory"
@@ -95,12 +113,13 @@ def export_folder(
         progress.start(f"exporting {name} to OpenVINO ({precision}) with {older.names}, once")
         code, said = _export_with(folder, source, target, precision, progress)
     if code != 0 or not (target / GRAPH).exists():
-        log = [line for line in said.splitlines() if line.strip()][-LOG_LINES:]
+        last = said.rpartition("Traceback (most recent call last):")[2].splitlines()
+        log = [line for line in last if line.strip() and not line.startswith(" ")][-LOG_LINES:]  # without code
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {code}'}"
         # A process that is killed ends with a signal. Anything else would fail in the same way at the next attempt.
         again = code < 0 or any(sign in said for sign in OF_THE_MACHINE)
         known = "export-failed" if again else "export-unsupported"
-        raise EngineError(known, problem, hint="run the model with torch instead: --engine torch")
+        raise EngineError(known, problem, hint=WITH_TORCH)
     _remember(weights, precision, time.monotonic() - began)
     progress.finish()
 
