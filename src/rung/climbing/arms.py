@@ -8,7 +8,6 @@ is recommended, is made from both.
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from rung.artifact.costs import TOGETHER
 from rung.artifact.files import MANIFEST
 from rung.climbing.budget import Budget, duration_text
 from rung.climbing.options import REFUSED, ClimbOptions, Crew
+from rung.climbing.paces import Paces
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
 from rung.data.rows import Data, Example
@@ -36,7 +36,7 @@ from rung.machine import Machine
 from rung.models.files import write_atomically
 from rung.models.reference import is_endpoint
 from rung.rungs.base import Cost, Rung
-from rung.rungs.costs import WRITING, inference_cost, time_tokens
+from rung.rungs.costs import inference_cost
 from rung.task import Task
 
 BOARD = 8  # arms that are shown while the climb goes on
@@ -44,8 +44,6 @@ BATCH = 32  # rows answered between two writes: what a kill may cost
 BATCH_SECONDS = 4.0  # the same in time, unless fewer rows than `TOGETHER` take as long
 FIRST_ROWS = 2  # of an arm, where there is a budget
 OPENING_SECONDS = 4.0  # that the libraries and weights of a local language model take to load
-NEAR = 30.0  # estimates of two arms within this factor are corrected alike
-SAME = 1.5  # ratio of the operations a token of two models that are taken for one
 Fold = int | None  # None: made from all rows that it may learn from
 
 
@@ -156,70 +154,6 @@ def raise_failed(arm: Arm, error: Exception) -> NoReturn:
     if isinstance(error, RungError) and error.code in REFUSED:
         raise error
     raise FitFailed(arm, error) from error
-
-
-class Paces:
-    """Corrects estimates by what was measured: of the same arm, else of the most similar one that runs the same model.
-
-    The time of a language model says nothing about an encoder's or of what runs none.
-    """
-
-    def __init__(self, speedup: float = 1.0) -> None:
-        self.first = 1 / max(1.0, speedup)  # before anything was measured: how much faster the engine is than torch
-        self.model: Cost | None = None  # of the first base, whose model the engine runs
-        self.rows: dict[str, tuple[Cost, float]] = {}  # arm: its estimate and the measured seconds of a row
-        self.written: dict[str, float] = {}  # arm: the measured tokens that it writes for a row
-        self.fits: dict[str, tuple[Cost, float]] = {}  # arm that was trained: the same of its fit
-
-    def row_seconds(self, name: str, cost: Cost) -> float:
-        """The expected seconds of a row."""
-        if name in self.rows:
-            return self.rows[name][1]
-        rows = [(each, each.row_seconds, real) for each, real in self._as_estimated()]
-        return cost.row_seconds * self._ratio(rows, cost, cost.row_seconds, self._first(cost))
-
-    def fit_seconds(self, cost: Cost, *, trains: bool) -> float:
-        """The expected seconds of a fit; one that does not train answers rows."""
-        if trains:
-            fits = [(each, each.fit_seconds, real) for each, real in self.fits.values()]
-            return cost.fit_seconds * self._ratio(fits, cost, cost.fit_seconds, 1.0)
-        rows = [(each, each.row_seconds, real) for each, real in self._as_estimated()]
-        return cost.fit_seconds * self._ratio(rows, cost, cost.fit_seconds, self._first(cost))
-
-    def _as_estimated(self) -> Iterator[tuple[Cost, float]]:
-        """The estimates, and the seconds that a row would take if as many tokens were written as was expected.
-
-        A model that does not know when to stop says nothing of another's time.
-        """
-        for name, (cost, real) in self.rows.items():
-            expected, written = cost.written_tokens, self.written.get(name, cost.written_tokens)
-            units = time_tokens(cost.row_tokens, expected)
-            yield cost, real * units / (units + WRITING * (written - expected)) if expected else real
-
-    def _first(self, cost: Cost) -> float:
-        return self.first if self.model is not None and same_model(cost, self.model) else 1.0
-
-    @staticmethod
-    def _ratio(known: Sequence[tuple[Cost, float, float]], cost: Cost, estimated: float, otherwise: float) -> float:
-        pairs = [(guess, real) for each, guess, real in known if guess > 0 and real > 0 and same_model(each, cost)]
-        if not pairs or estimated <= 0:
-            return otherwise
-
-        def distance(pair: tuple[float, float]) -> float:
-            return abs(math.log(pair[0] / estimated))
-
-        nearest = min(pairs, key=distance)
-        ratio = nearest[1] / nearest[0]
-        if distance(nearest) <= math.log(NEAR):
-            return ratio
-        # Far more work has a smaller share of what does not grow with it, so it takes at most so much.
-        return min(ratio, otherwise) if estimated > nearest[0] else otherwise
-
-
-def same_model(a: Cost, b: Cost) -> bool:
-    """Whether two estimates are of the same model, or of none: a token takes about as many operations."""
-    one, two = (cost.row_flops / cost.row_tokens if cost.row_tokens else 0.0 for cost in (a, b))
-    return one == two or (min(one, two) > 0 and max(one, two) <= SAME * min(one, two))
 
 
 @dataclass

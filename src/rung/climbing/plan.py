@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.climbing.arms import Arm, ClimbState, Paces
+from rung.climbing.arms import Arm, ClimbState
 from rung.climbing.budget import CLOSING_SECONDS, Budget, duration_text
 from rung.climbing.check import validate_task
 from rung.climbing.choice import Prospect, in_order, prospects, put_off
 from rung.climbing.conclude import how_measured
 from rung.climbing.confirm import TYPICAL
 from rung.climbing.options import ClimbOptions, chosen_rungs, named_rungs
+from rung.climbing.paces import Paces
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
 from rung.engines.api_options import ApiOptions

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
-from rung.climbing.arms import ClimbState, Paces
+from rung.climbing.arms import ClimbState
 from rung.climbing.budget import Budget, Limits, parse_budget
 from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
 from rung.climbing.confirm import confirm
 from rung.climbing.next_steps import decisions
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
+from rung.climbing.paces import Paces
 from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, engine_of_run, open_run
 from rung.climbing.trust import check_allowed
