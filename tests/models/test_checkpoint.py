@@ -323,6 +323,8 @@ def test_a_quantized_checkpoint_without_its_library_is_one_clear_error(llama, tm
     error = refused(folder)
     assert error.code == "model-unsupported"
     assert f"it is quantized ({method})" in str(error)
+    library = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed-tensors": "compressed_tensors"}.get(method, method)
+    assert library in error.message.partition("cannot run here:")[2]
 
 
 @pytest.fixture(scope="module")

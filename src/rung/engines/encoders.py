@@ -392,7 +392,7 @@ def rows_together(size: int, run: Callable[[int], Any], *, full: bool) -> int:
 
 def name_padding(tokenizer: Any) -> None:
     """Give a tokenizer without a padding token one, as its library pads even a row that is alone."""
-    if tokenizer.pad_token is None:
+    if getattr(tokenizer, "pad_token", "") is None:  # a table of token vectors pads nothing
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
 
 

@@ -229,7 +229,8 @@ def _unpacks(files: ModelFiles, config: Any) -> bool:
     try:
         AutoHfQuantizer.from_config(values, pre_quantized=True).validate_environment(device_map=None)
     except Exception as error:  # every library says in its own way that it is missing, NameError included
-        why = f"it is quantized ({method}), which cannot run here: {first_line(error)}"
+        said = "gptqmodel is not installed" if isinstance(error, NameError) and method == "gptq" else first_line(error)
+        why = f"it is quantized ({method}), which cannot run here: {said}"
         hint = "install what the message names, choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
         raise ModelError("model-unsupported", f"{files.name}: {why}", hint=hint) from error
     if method not in _UNPACKED:

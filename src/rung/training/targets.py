@@ -82,7 +82,7 @@ def _taken_for_experts(model: Any, names: Iterable[str]) -> set[str]:
 
 def _without_text(modules: Mapping[str, Any], name: str) -> bool:
     """Whether the layer is in a tower within the decoder (Phi-4-multimodal, GIT), or attends to an encoder."""
-    crossing = any("CrossAttention" in type(modules.get(above)).__name__ for above in _above(name))
+    crossing = any("CrossAttentionDecoderLayer" in type(modules.get(above)).__name__ for above in _above(name))
     return crossing or not _UNREAD.isdisjoint(name.split("."))
 
 
