@@ -146,6 +146,26 @@ def test_scores_of_a_language_model_are_those_pair_by_pair(cross_encoder, kind, 
     np.testing.assert_allclose(row, wanted, atol=1e-5, rtol=0)
 
 
+def test_a_reranker_runs_as_its_makers_code_does(cross_encoder, tmp_path):
+    """Without Mamba's kernels, transformers' Zamba 2 reads ahead in a row of several chunks."""
+    folder = cross_encoder()
+    config = transformers.Zamba2Config(
+        vocab_size=16, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_labels=1,
+        num_key_value_heads=4, mamba_d_state=16, n_mamba_heads=4, mamba_ngroups=1, chunk_size=8, pad_token_id=0,
+        layers_block_type=["mamba", "hybrid"], hybrid_layer_ids=[1], max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    right = shutil.copytree(folder, tmp_path / "right")
+    values = json.loads((right / "config.json").read_text()) | {"chunk_size": 64, "time_step_min": 1e-30}
+    (right / "config.json").write_text(json.dumps(values))
+    pairs = [("lost card", text) for text in texts(9, 16)]
+    wanted = expected(right, pairs)
+    assert np.abs(np.subtract(wanted, expected(folder, pairs))).max() > 0.01
+    (row,) = by_cross_encoder(str(folder))(["lost card"], [[passage(text) for _, text in pairs]])
+    np.testing.assert_allclose(row, wanted, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["reranker", "encoder"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_head_of_no_numbers_is_refused(modular, tmp_path, kind, value):

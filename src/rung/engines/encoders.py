@@ -410,6 +410,8 @@ class TorchEncoder(SentenceEncoder):
             import torch
             import transformers
             from sentence_transformers import SentenceTransformer
+
+            from rung.engines.apart import mend
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         super().__init__(files)
@@ -423,6 +425,7 @@ class TorchEncoder(SentenceEncoder):
             raise ModelError("model-unsupported", problem, hint="choose another encoder") from error
         if isinstance(own := self._model.tokenizer, transformers.PreTrainedTokenizerFast):
             own._tokenizer = without_unknown(own._tokenizer, files.folder)
+        mend(self._model)
         name_padding(self._model.tokenizer)
         full = next(self._model.parameters()).dtype == torch.float32
         self._together = rows_together(TORCH_BATCH, self._tried, full=full)

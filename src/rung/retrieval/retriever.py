@@ -91,6 +91,9 @@ def _pairs_together(model: Any) -> int:
     """
     import torch
 
+    from rung.engines.apart import mend
+
+    mend(model)
     tokenizer, config = model.tokenizer, model.model.config
     name_padding(tokenizer)
     named = getattr(config, "pad_token_id", None)
