@@ -257,6 +257,15 @@ def test_prefix_tuning_reaches_other_architectures(name, settings, tmp_path):
     assert (theirs - base(ids).logits).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("method", [prompt_tuning, p_tuning])
+def test_virtual_tokens_are_as_wide_as_the_embeddings(method):
+    base = build("OPT", ffn_dim=64, word_embed_proj_dim=16)
+    change, ids = soft(base, method), some_ids(2, 6)
+    virtual = change.vectors().detach()
+    embedded = torch.cat([virtual.expand(2, -1, -1), base.get_input_embeddings()(ids)], 1)
+    close(own_logits(change, ids), base(inputs_embeds=embedded).logits[:, N:])
+
+
 def test_fused_projections_refuse_prefix_tuning():
     base = build("Phi3")
     with pytest.raises(EngineError) as caught:

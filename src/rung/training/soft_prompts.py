@@ -227,7 +227,8 @@ class SoftPrompt(Hooked):
     def _complete(self) -> None:
         """Fill in the sizes that PEFT takes from the model."""
         config, base = self.config, self.model.config.get_text_config()
-        heads, width, layers = base.num_attention_heads, base.hidden_size, base.num_hidden_layers
+        heads, layers = base.num_attention_heads, base.num_hidden_layers
+        width = self.model.get_input_embeddings().weight.shape[1]  # OPT-350M projects its embeddings to its hidden size
         if self._per_layer:
             heads, layers = self._attentions[0].heads, len(self._attentions)
             width = heads * self._attentions[0].size
