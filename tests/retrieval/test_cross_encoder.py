@@ -146,6 +146,18 @@ def test_scores_of_a_language_model_are_those_pair_by_pair(cross_encoder, kind, 
     np.testing.assert_allclose(row, wanted, atol=1e-5, rtol=0)
 
 
+def test_a_model_that_finds_no_end_token_is_refused(cross_encoder):
+    folder = cross_encoder()
+    config = transformers.BartConfig(
+        vocab_size=16, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, num_labels=1,
+        decoder_attention_heads=2, max_position_embeddings=64, eos_token_id=15, pad_token_id=0,
+        decoder_start_token_id=15, bos_token_id=1,
+    )  # fmt: skip
+    transformers.BartForSequenceClassification(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match="gives no scores here"):
+        by_cross_encoder(str(folder))
+
+
 def test_a_reranker_runs_as_its_makers_code_does(cross_encoder, tmp_path):
     """Without Mamba's kernels, transformers' Zamba 2 reads ahead in a row of several chunks."""
     folder = cross_encoder()

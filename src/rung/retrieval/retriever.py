@@ -70,7 +70,11 @@ def by_cross_encoder(reference: str) -> Rerank:
             hint="name a cross-encoder for ranking, such as cross-encoder/ms-marco-MiniLM-L6-v2",
         )  # fmt: skip
 
-    together = _pairs_together(model)
+    try:
+        together = _pairs_together(model)
+    except Exception as error:  # likewise: BART's models ask for an end token in every text
+        problem = f"{files.name} gives no scores here: {first_line(error)}"
+        raise ModelError("model-unsupported", problem, hint="choose another reranker") from error
 
     def text(passage: Passage) -> str:
         return f"{passage.title}\n{passage.text}" if passage.title else passage.text
