@@ -349,11 +349,18 @@ def test_the_loss_and_its_gradients_are_those_of_row_by_row(family):
         oracle.zero_grad()
 
 
-def test_a_model_whose_tokens_read_ahead_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "settings", "change"),
+    [
+        ("zamba2", {}, lambda model: None),
+        ("llama", {"initializer_range": 0.005}, lambda model: setattr(model.config, "is_causal", False)),
+    ],
+)
+def test_a_model_whose_tokens_read_ahead_is_refused(tmp_path, monkeypatch, name, settings, change):
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))  # nothing is known of this model
     (tmp_path / "model").mkdir()
-    written(*FAMILIES["zamba2"][:2], tmp_path / "model")
-    monkeypatch.setattr("rung.engines.torch_engine.mend", lambda model: None)
+    written(FAMILIES[name][0], FAMILIES[name][1] | settings, tmp_path / "model")
+    monkeypatch.setattr("rung.engines.torch_engine.mend", change)
     with pytest.raises(EngineError, match="a token reads what follows it") as raised:
         open_torch(str(tmp_path / "model"))
     assert raised.value.code == "model-unsupported"

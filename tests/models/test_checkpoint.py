@@ -235,6 +235,18 @@ def test_an_encoder_reads_the_text_of_a_token_without_an_embedding(tiny_encoder,
         (transformers.BertConfig(**SIZE), transformers.BertLMHeadModel, "is an encoder"),
         (transformers.RobertaConfig(**SIZE), transformers.RobertaForCausalLM, "is an encoder"),
         (
+            transformers.Gemma3TextConfig(**SIZE, head_dim=8, use_bidirectional_attention=True),
+            transformers.Gemma3ForCausalLM, "(use_bidirectional_attention: True in its config.json)",
+        ),
+        (
+            transformers.XLMConfig(vocab_size=64, emb_dim=16, n_layers=1, n_heads=2),
+            transformers.XLMWithLMHeadModel, "(causal: False in its config.json)",
+        ),
+        (
+            transformers.LlamaConfig(**SIZE, is_causal=False), transformers.LlamaForCausalLM,
+            "(is_causal: False in its config.json)",
+        ),
+        (
             transformers.BartConfig(vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1,
                                     encoder_attention_heads=2, decoder_attention_heads=2),
             transformers.BartForConditionalGeneration, "encoder-decoder",

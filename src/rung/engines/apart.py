@@ -30,7 +30,7 @@ from rung.models.cache import recall, remember
 from rung.models.checkpoint import OTHER_MODEL
 from rung.models.hub import first_line
 
-VERSION = 2  # of the trials: raise it with each change, so that models are tried again
+VERSION = 3  # of the trials: raise it with each change, so that models are tried again
 TRIED = ("together", "apart", "plain")  # plain: apart, and with plain attention
 SCANS = ("NemotronHMamba2Mixer", "Zamba2MambaMixer")  # layers whose scan without its own kernels is wrong
 STATELESS = ("GraniteMoeHybridModel", "GraniteMoeHybridForCausalLM")  # without Mamba layers
@@ -147,12 +147,14 @@ def _refusals(model: Any) -> Iterator[None]:
 
 
 def _check_causal(model: Any) -> None:
-    ids = _some_tokens(model, 41)
+    ids, tolerance = _some_tokens(model, 41), 0.01 if model.dtype == torch.float32 else 0.3
     with torch.inference_mode():
-        whole, part = (model(input_ids=i, use_cache=False).logits[:, 16] for i in (ids, ids[:, :17]))
-    if not _close(model, whole, part):
-        problem = f"as transformers runs {model.config.model_type} models here, a token reads what follows it"
-        raise EngineError("model-unsupported", problem, hint=OTHER_MODEL)
+        for count in (2, 17):  # the first tokens have most to read ahead; scans in chunks begin to do so later
+            whole, part = (model(input_ids=i, use_cache=False).logits[0, :count].float() for i in (ids, ids[:, :count]))
+            spread = part - part.mean(-1, keepdim=True)
+            if not ((whole - part).norm(dim=-1) <= tolerance * spread.norm(dim=-1)).all():
+                problem = f"as transformers runs {model.config.model_type} models here, a token reads what follows it"
+                raise EngineError("model-unsupported", problem, hint=OTHER_MODEL)
 
 
 def _some_tokens(model: Any, count: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder", "reranker"]
-VERSION = 5  # of the checks: raise it with each change, so that models are verified again
+VERSION = 6  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -40,6 +40,9 @@ _READ_IMAGES = (
     "qwen2_5_vl",
     "qwen3_vl",
 )  # models in a wrapper that transformers has among others
+_BOTH_WAYS = {  # settings of config.json, and the values with which tokens read what follows them
+    "is_causal": (False,), "causal": (False,), "use_bidirectional_attention": (True, "all"),
+}  # fmt: skip
 _UNPACKED = ("fp8", "mxfp4")  # quantizations that transformers itself can turn into full precision
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
@@ -198,26 +201,24 @@ def _check_writes_text(files: ModelFiles, config: Any) -> None:
     )
 
     kind, architecture = config.model_type, files.architecture
-    encoder_hint = "use it as an encoder (`--set encoder=...`, the rungs features and fine-tuned-encoder)"
     if getattr(config, "is_encoder_decoder", False):
         problem = f"{files.name} is an encoder-decoder model ({architecture}): Rung runs models that continue a text"
         raise ModelError(
             "model-unsupported", problem, hint="choose a decoder model, such as those of `rung models search`"
         )
-    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_READ_IMAGES):
-        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            raise ModelError(
-                "model-unsupported",
-                f"{files.name} is an encoder ({architecture}): it writes no text",
-                hint=encoder_hint,
-            )
+    masked, text = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES, config.get_text_config()
+    written = kind in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_READ_IMAGES)
+    if not written and not masked:
         raise _unsupported(files, f"transformers has no language model for its type {kind!r} ({architecture})")
     causal = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-    two_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind == "bert-generation"
-    if two_ways and not getattr(config, "is_decoder", causal):  # transformers runs what says no as an encoder
-        raise ModelError(
-            "model-unsupported", f"{files.name} is an encoder ({architecture}): it writes no text", hint=encoder_hint
-        )
+    # transformers runs as an encoder what may be both and does not say that it is a decoder.
+    encodes = not written or ((masked or kind == "bert-generation") and not getattr(config, "is_decoder", causal))
+    both_ways = [f"{name}: {value}" for name in _BOTH_WAYS if (value := getattr(text, name, None)) in _BOTH_WAYS[name]]
+    if encodes or both_ways:
+        because = f", as its tokens read what follows them ({both_ways[0]} in its config.json)" if both_ways else ""
+        problem = f"{files.name} is an encoder ({architecture}): it writes no text{because}"
+        hint = "use it as an encoder (`--set encoder=...`, the rungs features and fine-tuned-encoder)"
+        raise ModelError("model-unsupported", problem, hint=hint)
 
 
 def _unpacks(files: ModelFiles, config: Any) -> bool:
