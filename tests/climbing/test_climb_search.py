@@ -72,7 +72,9 @@ def test_where_the_budget_ends_the_rows_their_whole_is_tested(stage):
         zero_row=20.0,
     )  # fmt: skip
     done = play.climb(480.0, rungs=("head", "minutes"))
-    assert len(play.rows("zero-shot", "test")) < 16
+    answered = len(play.rows("zero-shot", "test"))
+    assert answered < 16
+    assert f"confirmed on {answered} of {len(play.rows('head', 'test'))} test rows" in done.result.notes[0]
     assert done.result.recommended == "head"
     assert "better" in {c.outcome for c in done.result.comparisons if c.b == "head"}
     assert RunStore(done.folder).noted("confirmed", ended=True) is not None
