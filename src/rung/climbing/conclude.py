@@ -180,7 +180,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         budget_seconds=state.options.budget_seconds, recommended=best,
         decision=decision(state, found, best, blocked), rungs=rungs, comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), confidence=confidence,
-        notes=(how_measured(state, best), *unmade, *unsure, *remarks),
+        notes=(how_measured(state, _tested(state, best)), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
@@ -287,24 +287,31 @@ def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
     return best, (text,)
 
 
-def how_measured(state: ClimbState, best: str) -> str:
-    """Which rows the arms were compared on, and how, where the metric has no scores of single rows."""
+def _tested(state: ClimbState, best: str) -> int:
+    """The confirming rows that the recommended arm and the incumbent both answered."""
+    return min(len(state.scores(state.arms[name], state.confirm)) for name in (best, state.incumbent))
+
+
+def how_measured(state: ClimbState, tested: int) -> str:
+    """Which rows the arms are compared on, and how, where the metric has no scores of single rows.
+
+    `tested` is the number of confirming rows that are answered.
+    """
     if not state.whole:
-        return _compared(state, best)
+        return _compared(state, tested)
     return (
-        f"{_compared(state, best)}; {state.metric} is one number for all rows, so no arm left the race early, and "
+        f"{_compared(state, tested)}; {state.metric} is one number for all rows, so no arm left the race early, and "
         "differences were tested by the jackknife; rows are fixed and broken by themselves"
     )
 
 
-def _compared(state: ClimbState, best: str) -> str:
+def _compared(state: ClimbState, tested: int) -> str:
     if state.search is state.confirm:
         return (
             f"{len(state.confirm)} labelled rows are few, so every row was answered by artifacts that were made "
             f"without it ({len(state.data.folds)} folds); the recommended artifact was then made from all rows"
         )
-    answered = min(len(state.scores(state.arms[name], state.confirm)) for name in (best, state.incumbent))
-    part = "" if answered == len(state.confirm) else f"{answered} of "
+    part = "" if tested == len(state.confirm) else f"{tested} of "
     test = f"{part}{len(state.confirm)} test rows that nothing was trained or chosen on"
     if state.data.folds:
         return f"raced on {len(state.search)} rows out of fold, and confirmed on {test}"

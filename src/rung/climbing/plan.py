@@ -154,7 +154,7 @@ def _notes(state: ClimbState, total: float, *, several: bool) -> list[str]:
     opening = [rung.name for rung in state.rungs if rung.opens_ramp and rung.name not in state.left]
     whole = f"{duration_text(n * pace)} for {state.incumbent} on all of the {n}"
     return [
-        how_measured(state),
+        how_measured(state, len(state.confirm)),
         (
             f"how long {state.incumbent} takes is unknown: it asks an endpoint; the rest takes about "
             f"{duration_text(total)}"
