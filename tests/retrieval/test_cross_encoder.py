@@ -193,12 +193,28 @@ def test_a_head_of_no_numbers_is_refused(modular, tmp_path, kind, value):
         verify(resolve(str(folder)), kind)
 
 
-def test_a_head_that_does_not_fit_is_refused(modular, tmp_path):
+@pytest.mark.parametrize("kind", ["reranker", "encoder"])
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"linear.bias": torch.zeros(1)}, 'Missing key(s) in state_dict: "linear.weight"'),
+        ({"module.linear.bias": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "module.linear.bias"'),
+        ({}, "Could not find 'model.safetensors'"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(modular, tmp_path, kind, tensors, says):
     folder = shutil.copytree(modular, tmp_path / "damaged")
+    if kind == "encoder":
+        (folder / "config_sentence_transformers.json").unlink()
     (file,) = folder.glob("*_Dense/model.safetensors")
-    save_file({"linear.bias": torch.zeros(1)}, file)
-    with pytest.raises(ModelError, match="sentence-transformers cannot load it"):
-        by_cross_encoder(str(folder))
+    file.unlink()
+    if tensors:
+        save_file(tensors, file)
+    with pytest.raises(ModelError) as raised:
+        verify(resolve(str(folder)), kind)
+    assert raised.value.code == "model-damaged"
+    assert raised.value.message.startswith(f"{file.parent}: ")
+    assert says in raised.value.message
 
 
 def test_a_reranker_of_modules_that_lost_a_layer_scores_nothing(modular, tmp_path):

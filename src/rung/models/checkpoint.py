@@ -13,14 +13,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from rung.errors import ModelError, install_command
+from rung.errors import ModelError, install_command, needed_by
 from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
-from rung.models.hub import first_line, head_weights, is_static, loaded_weights, read_settings
+from rung.models.hub import first_line, head_weights, is_static, loaded_weights, read_json, read_settings
 from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder", "reranker"]
-VERSION = 6  # of the checks: raise it with each change, so that models are verified again
+VERSION = 7  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -87,6 +87,8 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
         rows = _check_tensors(files, config, kind) if whole else config.get_text_config().vocab_size
         _check_vocabulary(files, rows, kind)
     _check_numbers(files, kind, packed=bool(packed))
+    if kind != "language model" and (files.folder / "modules.json").exists():
+        _check_modules(files.folder)
     remember(name, contents)
 
 
@@ -324,6 +326,23 @@ def _holds_tied_head(files: ModelFiles) -> bool:
         hint = 'write "tie_word_embeddings": false into config.json, or remove lm_head.weight from the weights'
         raise ModelError("model-damaged", problem, hint=hint)
     return True
+
+
+def _check_modules(folder: Path) -> None:
+    """Load what sentence-transformers runs after a model, by itself: it knows which tensors each module has."""
+    for module in read_json(folder / "modules.json"):
+        kind, place = str(module.get("type", "")), str(module.get("path", ""))
+        if not place or kind.rpartition(".")[2] in ("Pooling", "Normalize"):
+            continue
+        with needed_by("a sentence encoder", error=ModelError):
+            from sentence_transformers.util import import_from_string
+        try:
+            import_from_string(kind).load(str(folder), subfolder=place, local_files_only=True)
+        except Exception as error:  # every module of the library checks its own settings in its own way
+            said = " ".join(str(error).split()) or type(error).__name__
+            problem = f"{folder / place}: sentence-transformers cannot load this module: {said}"
+            hint = "fetch the whole model again, or save it again with sentence-transformers' `save_pretrained`"
+            raise ModelError("model-damaged", problem, hint=hint) from error
 
 
 def static_table(folder: Path) -> Any:

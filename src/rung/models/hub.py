@@ -202,7 +202,7 @@ def head_weights(folder: Path) -> list[Path]:
     """The safetensors files of the modules that sentence-transformers runs after a model, each in its own folder."""
     modules = read_json(folder / "modules.json") if (folder / "modules.json").exists() else []
     paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
-    return [file for path in paths if path for file in sorted((folder / str(path)).glob("*.safetensors"))]
+    return [file for path in paths if path for file in sorted((folder / str(path)).rglob("*.safetensors"))]
 
 
 def text_settings(folder: Path) -> dict[str, Any]:
