@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rung.climbing.budget import CLOSING_SECONDS, Budget, Limits
 from rung.engines import openvino_export
+from rung.engines.base import GenerateRequest, Sampling
+from rung.engines.opening import open_torch
+from rung.engines.openvino import OpenVinoEngine
 from rung.engines.openvino_export import exported, folder_of
 from rung.errors import EngineError
 from rung.models.cache import recall, remember
+from rung.models.checkpoint import text_class
 from rung.models.reference import resolve
 from rung.progress import Quiet
+from rung.training.changes import keep
+from rung.training.peft import PeftAdapter
 
 
 @pytest.fixture
@@ -180,7 +187,7 @@ def test_older_libraries_get_the_keys_that_version_4_wrote(kind, written):
 def gemma(tmp_path, monkeypatch):
     """A folder of a model of which only config.json is read, in a cache of its own; its export is refused."""
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
-    refusal = f"ValueError: The current version of Transformers {openvino_export.TOO_NEW}. Maximum required is 5.0"
+    refusal = f"refused: ValueError: The current version of Transformers {openvino_export.TOO_NEW}. Maximum is 5.0"
     monkeypatch.setattr(openvino_export, "_run", lambda *_: (1, refusal))
     folder = tmp_path / "gemma"
     folder.mkdir()
@@ -197,7 +204,7 @@ def gemma(tmp_path, monkeypatch):
 
 def test_an_architecture_that_needs_older_libraries_names_them_offline(gemma, monkeypatch):
     monkeypatch.setenv("RUNG_OFFLINE", "1")
-    error = gemma("gemma2")
+    error = gemma("lfm2")
     assert error.code == "export-failed"  # the network may be there at the next attempt
     assert "transformers 4.57.6 and huggingface-hub 0.36.0 (13 MB)" in error.message
     assert "rung models pull MODEL --openvino" in error.hint
@@ -206,7 +213,7 @@ def test_an_architecture_that_needs_older_libraries_names_them_offline(gemma, mo
 def test_a_failed_download_of_older_libraries_leaves_nothing(gemma, tmp_path, monkeypatch):
     for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    error = gemma("gemma2")
+    error = gemma("lfm2")
     assert error.code == "export-failed"
     assert "its download failed" in error.message
     assert list((tmp_path / "cache" / "export-libraries").iterdir()) == []
@@ -219,12 +226,12 @@ def test_an_architecture_that_no_version_exports_is_told_from_a_failure(gemma):
 @pytest.mark.parametrize(
     ("code", "said", "told"),
     [
-        (1, "ValueError: custom or unsupported architecture", "export-unsupported"),
-        (1, "IndexError: index out of range in self", "export-unsupported"),
-        (1, "the exported graph differs from the model", "export-unsupported"),
+        (1, "refused: ValueError: custom or unsupported architecture", "export-unsupported"),
+        (1, "refused: IndexError: index out of range in self", "export-unsupported"),
+        (1, "Traceback (most recent call last):\nNameError: a bug of Rung's", "export-failed"),
         (-9, "", "export-failed"),
-        (1, "OSError: [Errno 28] No space left on device", "export-failed"),
-        (1, "ModuleNotFoundError: No module named 'nncf'", "export-failed"),
+        (1, "refused: OSError: [Errno 28] No space left on device", "export-failed"),
+        (1, "refused: ModuleNotFoundError: No module named 'nncf'", "export-failed"),
     ],
 )
 def test_a_failure_for_good_is_told_from_one_of_the_machine(gemma, monkeypatch, code, said, told):
@@ -259,7 +266,80 @@ def test_a_graph_that_is_not_the_model_is_refused(tmp_path):
 )
 def test_what_openvino_loses_is_not_exported(tmp_path, monkeypatch, settings, lost):
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(openvino_export, "_process", lambda *_: (1, "ran"))
+    monkeypatch.setattr(openvino_export, "_process", lambda *_: (1, "refused: ran"))
     with pytest.raises(EngineError, match="attends by distance" if lost else "ran") as raised:
         openvino_export.export_folder(tmp_path, tmp_path / "out", "tiny", "causal", "fp32")
     assert raised.value.code == "export-unsupported"
+
+
+# ---- wrappers of text decoders, and graphs whose positions are no input
+
+SMALL = {
+    "vocab_size": 24, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+HEADS = SMALL | {"head_dim": 16}
+TURNED = HEADS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}}
+SIGHT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1,
+         "num_heads": 2, "out_hidden_size": 32, "image_size": 28, "patch_size": 14}  # fmt: skip
+GRANITE = {"num_local_experts": 0, "shared_intermediate_size": 48, "layer_types": ["attention"] * 2,
+           "position_embedding_type": "rope", "mamba_n_heads": 8, "mamba_d_head": 8}  # fmt: skip
+
+
+@pytest.fixture
+def made(tiny_tokenizer, tmp_path, monkeypatch):
+    """A function that makes a random model of a class of transformers, in a cache of its own."""
+    import torch
+    import transformers
+
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+
+    def make(kind, **settings):
+        folder = shutil.copytree(tiny_tokenizer.folder, tmp_path / kind)
+        config = getattr(transformers, f"{kind}Config")(**settings)
+        torch.manual_seed(0)
+        text_class(config.model_type).from_config(config).save_pretrained(folder)
+        return resolve(str(folder))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (
+            "Gemma3",
+            {"text_config": HEADS | {"sliding_window": 16, "query_pre_attn_scalar": 16}, "vision_config": SIGHT},
+        ),
+        (
+            "Qwen3VL",
+            {"text_config": TURNED, "vision_config": SIGHT | {"deepstack_visual_indexes": [0]}},
+        ),
+    ],
+)
+def test_the_decoder_of_a_wrapper_writes_what_the_wrapper_writes(made, kind, settings):
+    from peft import LoraConfig
+
+    files = made(kind, **settings)
+    oracle, engine = open_torch(files.reference), OpenVinoEngine(files, "fp32")
+    change = PeftAdapter(
+        oracle.use(None), LoraConfig(r=4, lora_alpha=64, target_modules=["down_proj"], init_lora_weights=False)
+    )
+    adapter = str(keep(change, files.fingerprint))
+    change.remove()
+    prompts = [tuple(3 + (7 * i * i + k) % 20 for i in range(30)) for k in range(3)]
+    requests = [GenerateRequest(prompt, Sampling(max_tokens=12), adapter=one, logprobs=True)
+                for one in (None, adapter) for prompt in prompts]  # fmt: skip
+    wanted = oracle.generate(requests)
+    assert wanted[0].logprobs != wanted[3].logprobs
+    for ours, theirs in zip(engine.generate(requests), wanted, strict=True):
+        assert ours.text == theirs.text
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=2e-3)
+
+
+def test_what_openvino_genai_would_write_otherwise_is_refused(made):
+    files = made("GraniteMoeHybrid", **SMALL, **GRANITE)
+    with pytest.raises(EngineError, match="differs from the model") as refused:
+        exported(files, "causal", "fp32")
+    assert refused.value.code == "export-unsupported"

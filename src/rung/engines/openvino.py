@@ -293,10 +293,11 @@ def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
         parts = TENSOR.fullmatch(name)
         if parts is None:
             raise _refused(folder, f"it holds the tensor {name}")
-        if f"__module.{parts['module']}/" not in nodes:
+        layer = parts["module"].replace("model.language_model.", "model.", 1)  # of a wrapper, the decoder is exported
+        if f"__module.{layer}/" not in nodes:
             raise _refused(folder, f"the graph has no layer {parts['module']}")
         scale = _scale(config, parts["module"], tensor.shape[1]) if parts["part"] == "B" else 1.0
-        scaled[name] = np.ascontiguousarray(tensor * np.float32(scale))
+        scaled[name.replace(parts["module"], layer)] = np.ascontiguousarray(tensor * np.float32(scale))
     return bytes(save(scaled))
 
 

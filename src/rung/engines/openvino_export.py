@@ -3,8 +3,9 @@
 The process imports torch, transformers, optimum-intel and nncf, which takes seconds and prints a lot; the caller needs
 none of them. It is `python -m rung.engines.openvino_export SOURCE TARGET KIND PRECISION`.
 
-optimum-intel exports some architectures only with older versions of transformers. Then the process gets those versions
-before the installed ones, and a second process compares the exported graph with the installed transformers.
+Of a model that also reads images, its text decoder is exported, as a model of its own. optimum-intel exports some
+architectures only with older versions of transformers: then the process gets those before the installed ones. What any
+of these ways has made is compared with the installed transformers before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +28,12 @@ from rung.machine import peak_memory_of_children
 from rung.models.cache import cache_dir, offline, publish, recall, remember
 from rung.models.checkpoint import text_class
 from rung.models.embedded import installer
-from rung.models.hub import loaded_weights, read_settings
+from rung.models.hub import loaded_weights, read_settings, text_settings
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
 ExportKind = Literal["causal", "encoder"]  # a language model with its cache as a state of the graph; hidden states
-Step = Literal["causal", "encoder", "graph", "finish"]  # what a process does: `causal` in one, or in the last two
+Step = Literal["causal", "encoder", "decoder", "graph", "finish"]  # what a process does: `causal` is the last three
 ExportPrecision = Literal["int8", "int4", "fp32"]  # of the weights; quantized ones need no calibration data
 
 MODULE = "rung.engines.openvino_export"
@@ -41,6 +43,7 @@ PULSE_SECONDS = 0.5  # between two reports of progress while the export runs
 GROUP_SIZE = 64  # weights that share a scale and a zero point in int4; the embedding and the last layer have 8 bits
 LOG_LINES = 8  # of a failed export, that the error repeats
 WITH_TORCH = "run the model with torch instead: --engine torch"
+REFUSED = "refused: "  # before the last words of a process that a library refuses to go on with
 # In the last words of an export that may succeed when the machine has more room, or all libraries.
 OF_THE_MACHINE = (
     "No space left", "Disk quota", "MemoryError", "Cannot allocate memory", "bad_alloc", "ImportError",
@@ -108,16 +111,18 @@ def export_folder(
     progress.start(f"exporting {name} to OpenVINO ({precision}), once: {takes}")
     began = time.monotonic()
     code, said = _process(source, target, kind, precision, progress)
-    if code != 0 and TOO_NEW in said and kind == "causal" and (older := _older(source)) is not None:
+    older = OLDER.get(str(text_settings(source).get("model_type")))
+    if code != 0 and TOO_NEW in said and kind == "causal" and older is not None:
         folder = _fetched(older, progress)
         progress.start(f"exporting {name} to OpenVINO ({precision}) with {older.names}, once")
         code, said = _export_with(folder, source, target, precision, progress)
     if code != 0 or not (target / GRAPH).exists():
-        last = said.rpartition("Traceback (most recent call last):")[2].splitlines()
+        _, refused, why = said.rpartition(REFUSED)
+        last = why.rpartition("Traceback (most recent call last):")[2].splitlines()
         log = [line for line in last if line.strip() and not line.startswith(" ")][-LOG_LINES:]  # without code
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {code}'}"
-        # A process that is killed ends with a signal. Anything else would fail in the same way at the next attempt.
-        again = code < 0 or any(sign in said for sign in OF_THE_MACHINE)
+        # What a library refuses, it refuses at the next attempt too. A kill or a bug says nothing of the model.
+        again = not refused or any(sign in why for sign in OF_THE_MACHINE)
         known = "export-failed" if again else "export-unsupported"
         raise EngineError(known, problem, hint=WITH_TORCH)
     _remember(weights, precision, time.monotonic() - began)
@@ -165,8 +170,9 @@ def _run(command: list[str], environment: Mapping[str, str], progress: Progress)
 # What a key means may still differ: the exported graph is compared with the installed transformers before it is used.
 
 TOO_NEW = "does not allow for the export of the model"  # optimum-intel, of the version of transformers
-COMPARED_TOKENS = 96  # of one text
-MAX_EXPORT_DIFF: Mapping[str, float] = {"int8": 0.5, "int4": 1.0, "fp32": 0.01}  # of log-probabilities, mean, in nats
+COMPARED_TOKENS, WRITTEN_TOKENS = 96, 16  # of a random prompt, and of its answer
+DECODERS = {"qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}  # which they are, as text has one position a token
+MAX_EXPORT_DIFF: Mapping[str, float] = {"int8": 0.5, "int4": 2.0, "fp32": 0.05}  # mean, in nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,16 +195,11 @@ VERSION_4 = Libraries((
 VERSION_5_2 = Libraries(
     ("transformers==5.2.0 --hash=sha256:9ecaf243dc45bee11a7d93f8caf03746accc0cb069181bbf4ad8566c53e854b4",), 10
 )
+COPIED = ("model.safetensors.index.json", "generation_config.json")  # beside the weights and config.json
 # By `model_type`: those whose export is exact in the table of families (benchmarks/model_matrix.py), and no others.
 OLDER = {
-    "exaone4": VERSION_4, "gemma2": VERSION_4, "gemma3_text": VERSION_4, "lfm2": VERSION_4, "qwen3_next": VERSION_4,
-    "qwen3_5_text": VERSION_5_2,
+    "exaone4": VERSION_4, "lfm2": VERSION_4, "qwen3_next": VERSION_4, "qwen3_5_text": VERSION_5_2,
 }  # fmt: skip
-
-
-def _older(source: Path) -> Libraries | None:
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    return OLDER.get(config.get("model_type"))
 
 
 def _export_with(
@@ -206,12 +207,18 @@ def _export_with(
 ) -> tuple[int, str]:
     """Export with the libraries in a folder, then write the tokenizer and compare with the installed ones."""
     with tempfile.TemporaryDirectory(prefix="rung-export-") as scratch:
-        for file in source.iterdir():
-            if file.suffix == ".safetensors" or file.name in ("model.safetensors.index.json", "generation_config.json"):
-                (Path(scratch) / file.name).symlink_to(file.resolve())
-        config = older_config(json.loads((source / "config.json").read_text("utf-8")))
-        (Path(scratch) / "config.json").write_text(json.dumps(config), "utf-8")
-        code, said = _process(Path(scratch), target, "graph", precision, progress, folder)
+        copy = Path(scratch)
+        if is_wrapper(source):
+            code, said = _process(source, copy, "decoder", precision, progress)
+            if code != 0:
+                return code, said
+        else:
+            for file in (*source.glob("*.safetensors"), *map(source.joinpath, COPIED)):
+                if file.exists():
+                    (copy / file.name).symlink_to(file.resolve())
+        config = older_config(json.loads(((copy if is_wrapper(source) else source) / "config.json").read_text("utf-8")))
+        (copy / "config.json").write_text(json.dumps(config), "utf-8")
+        code, said = _process(copy, target, "graph", precision, progress, folder)
     if code == 0:
         code, said = _process(source, target, "finish", precision, progress)
     return code, said
@@ -264,35 +271,88 @@ def _fetched(older: Libraries, progress: Progress) -> Path:
     return folder
 
 
-def finish(source: Path, target: Path, precision: ExportPrecision) -> None:
-    """Write the tokenizer of an export, and compare its graph with the model in the installed transformers."""
+def finish(source: Path, target: Path, precision: ExportPrecision, *, compare: bool = True) -> None:
+    """Write the tokenizer of an export, and compare what openvino-genai writes with it with the model in transformers.
+
+    openvino-genai changes the graph. It does not see where positions come from unless they are an input.
+    """
     import numpy as np
     import openvino
+    import openvino_genai
     import torch
 
     from rung.engines.apart import mend
 
     _export_tokenizer(source, target)
-    loader = text_class(read_settings(source / "config.json").get("model_type", ""))
-    model = loader.from_pretrained(source, dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+    if not compare:
+        return
+    model = _loaded(source, torch.float32)
     mend(model)
-    tokens = np.random.default_rng(0).integers(0, model.get_input_embeddings().weight.shape[0], (1, COMPARED_TOKENS))
+    table = model.get_input_embeddings().weight
+    prompt = np.random.default_rng(0).integers(0, len(table), (1, COMPARED_TOKENS))
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    # Drawn, as greedy text repeats itself, which every similar model finds likely.
+    asked = openvino_genai.GenerationConfig(
+        max_new_tokens=WRITTEN_TOKENS, ignore_eos=True, logprobs=1, do_sample=True, top_k=len(table), rng_seed=0
+    )
+    with _refusing():
+        scheduler = openvino_genai.SchedulerConfig()
+        pipeline = openvino_genai.ContinuousBatchingPipeline(target, scheduler, "CPU", properties)
+        handle = pipeline.add_request(0, openvino.Tensor(prompt), asked)
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        (written,) = handle.read_all()
+    tokens = torch.tensor([[*prompt[0], *written.generated_ids]])
     with torch.inference_mode():
-        expected = torch.log_softmax(model(input_ids=torch.from_numpy(tokens)).logits[0], -1).numpy()
-    graph = openvino.Core().compile_model(target / GRAPH, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    inputs = {
-        "input_ids": tokens, "attention_mask": np.ones_like(tokens),
-        "position_ids": np.arange(COMPARED_TOKENS)[None], "beam_idx": np.zeros(1, np.int32),
-    }  # fmt: skip
-    names = {port.get_any_name() for port in graph.inputs}
-    logits = torch.from_numpy(graph({name: inputs[name] for name in names})["logits"])
-    best = expected.argmax(-1)[:, None]
-    found = torch.log_softmax(logits[0].float(), -1).numpy()
-    difference = float(np.abs(np.take_along_axis(found - expected, best, 1)).mean())
-    if difference > MAX_EXPORT_DIFF[precision]:
-        raise SystemExit(
-            f"the exported graph differs from the model: log-probabilities are {difference:.3f} nats apart"
-        )
+        expected = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits[0, COMPARED_TOKENS - 1 : -1], -1)
+    found = torch.tensor(written.generated_log_probs)
+    difference = float((expected.gather(1, tokens[0, COMPARED_TOKENS:, None])[:, 0] - found).abs().mean())
+    if not difference <= MAX_EXPORT_DIFF[precision]:
+        problem = f"the export differs from the model: its log-probabilities are {difference:.3f} nats apart"
+        raise SystemExit(REFUSED + problem)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """End the process where a library raises, with its words."""
+    try:
+        yield
+    except Exception as error:  # of any kind: libraries tell in their own ways that they cannot export a model
+        raise SystemExit(f"{REFUSED}{type(error).__name__}: {error}") from error
+
+
+# ---- wrappers of a text decoder, which also read images
+
+
+def is_wrapper(source: Path) -> bool:
+    """Whether config.json describes a text decoder within another model."""
+    return isinstance(read_settings(source / "config.json").get("text_config"), dict)
+
+
+def write_decoder(source: Path, folder: Path) -> None:
+    """Write the text decoder of a wrapper as a model of its own: optimum-intel exports wrappers for images alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    wrapper = _loaded(source, "auto")
+    values = wrapper.config.get_text_config().to_dict()
+    kind = values.pop("model_type")
+    head = wrapper.get_output_embeddings().weight
+    tied = head is wrapper.get_input_embeddings().weight
+    inner = wrapper.get_decoder().state_dict().items()
+    with _refusing():
+        config = AutoConfig.for_model(DECODERS.get(kind, kind), **values | {"tie_word_embeddings": tied})
+        with torch.device("meta"):
+            decoder = AutoModelForCausalLM.from_config(config)
+        tensors = {f"{decoder.base_model_prefix}.{name}": tensor for name, tensor in inner}
+        decoder.load_state_dict(tensors | {"lm_head.weight": head}, assign=True)
+    decoder.generation_config = wrapper.generation_config
+    decoder.save_pretrained(folder)
+
+
+def _loaded(source: Path, precision: Any) -> Any:
+    loader = text_class(read_settings(source / "config.json").get("model_type", ""))
+    return loader.from_pretrained(source, dtype=precision, local_files_only=True, trust_remote_code=False)
 
 
 # ---- what an export takes: both figures grow with the weights, above what the libraries take
@@ -345,22 +405,39 @@ def export(source: Path, target: Path, step: Step, precision: ExportPrecision) -
     """Take one step of an export in this process."""
     if step == "finish":
         finish(source, target, precision)
-        return
+    elif step == "decoder":
+        write_decoder(source, target)
+    elif step == "causal" and is_wrapper(source):
+        with tempfile.TemporaryDirectory(prefix="rung-export-") as scratch:
+            write_decoder(source, Path(scratch))
+            _export_graph(Path(scratch), target, "graph", precision)
+        finish(source, target, precision)
+    else:
+        inputs = _export_graph(source, target, step, precision)
+        if step == "causal":
+            finish(source, target, precision, compare="position_ids" not in inputs)
+
+
+def _export_graph(source: Path, target: Path, step: Step, precision: ExportPrecision) -> set[str]:
+    """Write the graph of a model; gives the names of its inputs."""
+    from optimum.exporters.openvino.model_configs import GemmaOpenVINOConfig
     from optimum.intel import OVModelForCausalLM, OVModelForFeatureExtraction, OVWeightQuantizationConfig
 
+    # It says 5.0, for all versions of Gemma: they are exact with newer ones too, and are compared.
+    GemmaOpenVINOConfig.MAX_TRANSFORMERS_VERSION = None
     model_class = OVModelForFeatureExtraction if step == "encoder" else OVModelForCausalLM
     quantization = {
         "int8": OVWeightQuantizationConfig(bits=8),
         "int4": OVWeightQuantizationConfig(bits=4, group_size=GROUP_SIZE, group_size_fallback="adjust"),
         "fp32": None,
     }[precision]
-    model = model_class.from_pretrained(
-        source, export=True, compile=False, load_in_8bit=None if quantization else False, local_files_only=True,
-        trust_remote_code=False, quantization_config=quantization,
-    )  # fmt: skip
+    with _refusing():
+        model = model_class.from_pretrained(
+            source, export=True, compile=False, load_in_8bit=None if quantization else False, local_files_only=True,
+            trust_remote_code=False, quantization_config=quantization,
+        )  # fmt: skip
     model.save_pretrained(target)
-    if step == "causal":
-        _export_tokenizer(source, target)
+    return {port.get_any_name() for port in model.model.inputs}
 
 
 def _export_tokenizer(source: Path, target: Path) -> None:
@@ -370,7 +447,8 @@ def _export_tokenizer(source: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    models = convert_tokenizer(tokenizer, with_detokenizer=True)
+    with _refusing():
+        models = convert_tokenizer(tokenizer, with_detokenizer=True)
     for name, model in zip(("openvino_tokenizer.xml", "openvino_detokenizer.xml"), models, strict=True):
         openvino.save_model(model, target / name)
 
