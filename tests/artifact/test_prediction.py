@@ -373,12 +373,30 @@ def test_a_key_that_only_other_rows_have_is_nothing(folder, artifact, tmp_path):
     [
         ({"text": "a"}, "one mapping"), ([{"text": "a"}, 5], "row 2 is no mapping"), (5, "an object of type int"),
         ([{"text": "a"}, {"txt": "b"}], "row 2 has no column 'text'"),
-        ([{"text": b"x"}], "row 1: the column 'text' holds"),
+        ([{"text": b"x"}], "row 1: the column 'text' holds"), ([{"text": "a"}, {}], "row 2: empty input"),
+        (pd.DataFrame({"text": ["a", None]}), "row 2: empty input"), (["a", " \n"], "row 2: empty input"),
     ],
 )  # fmt: skip
 def test_what_is_no_row_is_named(artifact, rows, said):
-    with pytest.raises(DataError, match=said):
-        artifact.predict(rows)
+    for answering in (artifact.predict, lambda given: rung.predict(artifact, given)):
+        with pytest.raises(DataError, match=said):
+            answering(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.jsonl", '{"text": "ab"}\n{"message": "ba"}\n{"text": null}\n{"text": ""}\n{"text": "  "}\n'),
+        ("rows.csv", 'n,text\n1,ab\n2,\n3," "\n4,""\n5,\n'),
+    ],
+)
+def test_a_row_without_an_input_has_an_error_and_no_answer(folder, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    done = command("predict", folder, tmp_path / name)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer.get("error") for answer in answers] == [None] + ["empty input [bad-row]"] * 4
+    assert [answer["output"] is None for answer in answers] == [False] + [True] * 4
+    assert (done.exit_code, "4 rows could not be answered" in done.stderr) == (1, True)
 
 
 def test_a_text_for_several_columns_is_refused(artifact):

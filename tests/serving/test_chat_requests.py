@@ -61,3 +61,5 @@ def test_what_a_chat_artifact_cannot_do_is_refused() -> None:
         _with_tools(artifact("text", "text"), {"text": "Hi"}, body())
     with pytest.raises(DataError, match="no column 'tool'"):
         checked_row(artifact(), {"messages": TALK, "tool": TOOLS})
+    with pytest.raises(DataError, match="the message: empty input"):
+        row_of(artifact("text", "text"), [{"role": "user", "content": " "}])

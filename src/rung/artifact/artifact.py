@@ -36,7 +36,7 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
-from rung.data.examples import given_records, read_row, whole_rows
+from rung.data.examples import given_records, not_blank, read_row, whole_rows
 from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
 from rung.data.sections import McpServer
@@ -217,11 +217,13 @@ class Artifact:
             progress: reports every batch; by default where a person watches, in a terminal or a notebook.
 
         Raises:
-            DataError: a row lacks an input column, or is no row; the message names it.
+            DataError: a row lacks an input column, is empty, or is no row; the message names it.
         """
         shape = self.signature
         given = whole_rows(given_records(rows, shape.inputs, shape.kind), shape.inputs, shape.kind)
         examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in given]
+        for example in examples:
+            not_blank(example.inputs, example.source)
         return self.answer(examples, full=full, progress=progress or default_progress())
 
     def answer(

@@ -26,7 +26,16 @@ from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.data.cells import CellError, json_text
-from rung.data.examples import column, given_records, read_inputs, read_row, whole_rows
+from rung.data.examples import (
+    EMPTY_INPUT,
+    column,
+    given_records,
+    is_blank,
+    not_blank,
+    read_inputs,
+    read_row,
+    whole_rows,
+)
 from rung.data.rows import Example, Record
 from rung.data.sources import FileFormat, detected, read_rows
 from rung.errors import ConfigError, DataError, RungError, suggest
@@ -158,10 +167,17 @@ class FailedRows:
 def answer_batch(artifact: Artifact, examples: Sequence[Example]) -> list[Answer | str]:
     """Answer a batch; where that fails, each row by itself, with the error of a row that fails in place of its answer.
 
+    A row with an empty input has an error, as training drops it: any answer would be an answer to nothing.
+
     Raises:
         Exception: no row is to blame: an endpoint is down, the memory is not enough, a library or a consent is missing;
             or all rows of the batch fail.
     """
+    answers = iter(_answers(artifact, [row for row in examples if not is_blank(row.inputs)]))
+    return [f"{EMPTY_INPUT} [bad-row]" if is_blank(row.inputs) else next(answers) for row in examples]
+
+
+def _answers(artifact: Artifact, examples: Sequence[Example]) -> list[Answer | str]:
     try:
         return list(artifact.answer(examples))
     except Exception as error:
@@ -232,7 +248,7 @@ def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0)
         artifact has beside them. Where a row has such a column itself, the answer's is called `predicted_output`.
 
     Raises:
-        DataError: a row is wrong, or a column to keep holds bytes.
+        DataError: a row is wrong or its input is empty, or a column to keep holds bytes.
         ConfigError: `top_k` is asked of an artifact without probabilities.
 
     Example:
@@ -243,6 +259,8 @@ def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0)
     whole = whole_rows(records, shape.inputs, shape.kind)
     columns = AnswerColumns(kept_columns(keep, _union(records), "the table"), top_k)
     examples = [read_row(each.values, shape.inputs, shape.kind, each.source) for each in whole]
+    for row in examples:
+        not_blank(row.inputs, row.source)
     answers = artifact.answer(examples, progress=default_progress())
     return [columns.values(artifact, record, answer) for record, answer in zip(records, answers, strict=True)]
 

@@ -23,7 +23,7 @@ from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
 from rung.yamlfile import json_value
 
-NOT_APPROVED = "not approved"
+NOT_APPROVED, EMPTY_INPUT = "not approved", "empty input"
 
 
 def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[Place]]:
@@ -184,6 +184,19 @@ def read_row(values: Mapping[str, Any], columns: Sequence[str], kind: str, sourc
     return Example(example_id(inputs), inputs, (), source)
 
 
+def is_blank(inputs: Mapping[str, Any]) -> bool:
+    """Whether a row says nothing: all its input columns are empty. Such a row is not learned from and not answered."""
+    return not any(value.strip() if isinstance(value, str) else value for value in inputs.values())
+
+
+def not_blank(inputs: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Give back the inputs of a row that is to be answered; raise DataError `bad-row` if it says nothing."""
+    if is_blank(inputs):
+        hint = f"fill {' or '.join(map(repr, inputs))}, or leave the row out"
+        raise DataError("bad-row", f"{source}: {EMPTY_INPUT}", hint=hint)
+    return dict(inputs)
+
+
 def column(record: Record, name: str) -> Any:
     """Read a column as JSON values; dots reach into nested JSON.
 
@@ -227,8 +240,8 @@ def _missing(record: Record, name: str, above: list[str], part: str, parent_valu
 
 def _row(record: Record, task: TaskSpec) -> Example | str:
     inputs = read_inputs(record.values, task.inputs, task.output.kind, record.source)
-    if not any(value.strip() for value in inputs.values()):
-        return "empty input"
+    if is_blank(inputs):
+        return EMPTY_INPUT
     cell = answer_cell(record, task.output.kind, task.output.column, task.output.columns)
     outputs = outputs_of(cell, task, record)
     spans = None if task.data.spans is None else _spans(column(record, task.data.spans), record)

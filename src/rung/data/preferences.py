@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from rung.data.chat import Conversation, answer_turns, is_chat, read_conversation
-from rung.data.examples import answered, column, is_true, outputs_of, read_inputs
+from rung.data.examples import EMPTY_INPUT, answered, column, is_blank, is_true, outputs_of, read_inputs
 from rung.data.rows import Example, Preference, Record, SplitReport, example_id, labels_of
 from rung.data.source_keys import PreferenceSource
 from rung.data.sources import opened
@@ -259,8 +259,8 @@ def with_answer(record: Record, task: TaskSpec, name: str | None, *, may_be_wron
     assert name is not None
     cell = column(record, name)
     inputs = read_inputs(_single_turns(record, task), task.inputs, task.output.kind, record.source)
-    if not any(value.strip() for value in inputs.values()):
-        return "empty input"
+    if is_blank(inputs):
+        return EMPTY_INPUT
     if isinstance(cell, list) and is_chat(cell):
         turns = answer_turns(cell, name, record.source)
         if len(turns) != 1 or turns[0]["role"] != "assistant":

@@ -27,7 +27,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import sources
 from rung.data.cells import json_text
-from rung.data.examples import read_inputs
+from rung.data.examples import not_blank, read_inputs
 from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError, EngineError
@@ -252,7 +252,7 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
         )  # fmt: skip
     text = str(messages[0]["content"])
     if len(columns) == 1:
-        return {columns[0]: text}
+        return not_blank({columns[0]: text}, "the message")
     try:
         values = json_value(text)
     except ValueError:
@@ -275,7 +275,7 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     for column in values:
         if column not in allowed and not any(name.startswith(f"{column}.") for name in columns):
             raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
-    return read_inputs(values, columns, artifact.signature.kind, "the row")
+    return not_blank(read_inputs(values, columns, artifact.signature.kind, "the row"), "the row")
 
 
 def _check_length(base: ServedModel | None, texts: Iterable[str | Sequence[int]]) -> None:
