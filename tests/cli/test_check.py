@@ -341,6 +341,24 @@ def test_answers_that_are_quotes_of_the_input_give_nothing_away() -> None:
     assert only(found()[1], "'text' is the answer in 400 of 400 rows")
 
 
+def test_an_answer_that_the_pattern_does_not_allow_is_an_error() -> None:
+    rows = [{"text": text, "label": f"20{i % 100:02}"} for i, text in enumerate(texts(400))]
+    output = {"column": "label", "kind": "text", "regex": r"\d{4}"}
+    task({"train": "a.csv", **HOLDOUT}, output=output)
+    table("a.csv", rows)
+    assert found() == ([], [])
+    table("a.csv", [*rows, {"text": "new", "label": "in 2021"}, {"text": "newer", "label": "202"}])
+    error = refused()
+    assert error.code == "bad-reference"
+    assert error.message == (
+        r"a.csv:402: the expected answer 'in 2021' does not fit `output.regex`, '\\d{4}': it may not begin with "
+        "`in 2021` (1 more row has wrong values: 403)"
+    )
+    task({"train": "a.csv"}, output={**output, "regex": "[0-9"})
+    error = refused()
+    assert (error.code, error.where is not None) == ("bad-constraint", True)
+
+
 def test_expected_answers_that_are_longer_than_what_may_be_written() -> None:
     rows = [{"text": text, "label": text if i % 100 == 3 else "short"} for i, text in enumerate(texts(400))]
     table("a.csv", rows)

@@ -18,6 +18,8 @@ from rung.data.preferences import figures
 from rung.data.quality import places
 from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
+from rung.engines.base import Constraint
+from rung.engines.constraints import check_constraint
 from rung.engines.encoders import read_recipe
 from rung.engines.local import LocalModel
 from rung.engines.opening import open_encoder
@@ -77,6 +79,9 @@ def validate_task(task: Task) -> None:
     if isinstance(task.output.json_schema, dict):
         with task.located("output", "schema"):
             check_schema(task.output.json_schema, guaranteed=not is_endpoint(task.model))
+    if task.output.regex is not None and not is_endpoint(task.model):
+        with task.located("output", "regex"):
+            check_constraint(Constraint("regex", task.output.regex))
     for number, tool in enumerate(task.tools):
         if isinstance(tool, str):
             with task.located("tools", number):

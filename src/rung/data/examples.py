@@ -249,9 +249,22 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
         outputs = (NOT_IN_DOCUMENTS,)
     if not outputs:
         return "empty output"
+    if task.output.regex is not None:
+        _check_written(outputs[0], task.output.regex, record.source)
     name = metric_column(task.metric_name, task.metric_settings)
     extra = {} if name is None or name in task.inputs else {name: column(record, name)}
     return Example(example_id(inputs), inputs, outputs, record.source, extra, spans)
+
+
+def _check_written(answer: str, regex: str, source: str) -> None:
+    """Refuse the answer that is trained on and shown, if a model held to the pattern cannot write it."""
+    from rung.engines.base import Constraint
+    from rung.engines.constraints import unwritable  # slow imports, and few tasks have a pattern
+
+    if problem := unwritable(answer, Constraint("regex", regex)):
+        problem = f"{source}: the expected answer {answer[:80]!r} does not fit `output.regex`, {regex!r}: {problem}"
+        hint = "correct the row or the pattern: a model held to the pattern cannot give this answer"
+        raise DataError("bad-reference", problem, hint=hint)
 
 
 def answer_cell(record: Record, kind: str, name: str | None, names: Sequence[str] | None) -> Any:

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from rung.engines import constraints
+from rung.engines.base import Constraint
 from rung.errors import ConfigError, DataError
 from rung.models.bounded import found
 
@@ -31,7 +32,7 @@ def expected_text(value: Any, schema: Mapping[str, Any], source: str) -> str:
         problem = f"{source}: the expected answer does not fit `output.schema`: {problem}"
         raise DataError("bad-reference", problem, hint=hint)
     written = write(value, schema)
-    if schema and (problem := constraints.unwritable(written, text)):
+    if schema and (problem := constraints.unwritable(written, Constraint("json_schema", text))):
         problem = f"{source}: text constrained to `output.schema` cannot be this expected answer: {problem}"
         raise DataError("bad-reference", problem, hint=hint)
     return written
@@ -51,7 +52,7 @@ def check_schema(schema: Mapping[str, Any], *, guaranteed: bool = True) -> None:
                 "bad-constraint", f"the JSON Schema refers to {reference!r}, which it does not contain",
                 hint="add it under `$defs`, or correct the reference; references to other documents are not followed",
             )  # fmt: skip
-    if guaranteed and (problem := constraints.unguaranteed(text)):
+    if guaranteed and (problem := constraints.unguaranteed(Constraint("json_schema", text))):
         raise ConfigError(
             "bad-constraint", f"text cannot be constrained to the JSON Schema: {problem}",
             hint="leave that keyword out and say it in the field's `description`: the model then reads it as a wish; "

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -188,24 +189,28 @@ def fits(value: object, part: Any, schema: str) -> bool:
     return bool(_validator(schema).evolve(schema=part).is_valid(value))
 
 
-def unguaranteed(schema: str) -> str | None:
-    """Why no text can be constrained to a JSON Schema that is valid; None if it can, or llguidance is not installed."""
+def check_constraint(constraint: Constraint) -> None:
+    """Raise ConfigError `bad-constraint` where no text can be constrained so."""
+    with suppress(EngineError):  # without local models there is no grammar of ours; a server has its own
+        _written_in_bytes(constraint)
+
+
+def unguaranteed(constraint: Constraint) -> str | None:
+    """Why no text can be constrained so; None if it can, or llguidance is not installed."""
     try:
-        _written_in_bytes(schema)
+        check_constraint(constraint)
     except ConfigError as refused:
         return refused.message.partition(": ")[2]
-    except EngineError:  # without local models there is no grammar of ours; a server has its own
-        pass
     return None
 
 
-def unwritable(text: str, schema: str) -> str | None:
-    """Why text constrained to a schema cannot be `text`; None if it can, or if `unguaranteed`."""
-    if unguaranteed(schema) is not None:
+def unwritable(text: str, constraint: Constraint) -> str | None:
+    """Why text under a constraint cannot be `text`; None if it can, or if `unguaranteed`."""
+    if unguaranteed(constraint) is not None:
         return None
     try:
         with _COPYING:
-            state = _written_in_bytes(schema).deep_copy()
+            state = _written_in_bytes(constraint).deep_copy()
     except EngineError:
         return None
     tokens = list(text.encode(errors="surrogatepass"))
@@ -214,16 +219,18 @@ def unwritable(text: str, schema: str) -> str | None:
         return None
     before = bytes(tokens[:taken]).decode(errors="ignore")
     rest = text[len(before) :]
+    if not before:
+        return f"it may not begin with `{rest[:20]}`"
     return f"after `{before[-40:]}` it may not continue with `{rest[:20]}`" if rest else "it may not end there"
 
 
 @lru_cache(maxsize=COMPILED)
-def _written_in_bytes(schema: str) -> Any:
-    """The grammar of a schema over bytes, which no model's tokenizer is needed for."""
+def _written_in_bytes(constraint: Constraint) -> Any:
+    """The grammar of a constraint over bytes, which no model's tokenizer is needed for."""
     library = _library()
-    matcher = library.LLMatcher(library.LLTokenizer("byte"), _grammar(Constraint("json_schema", schema)))
+    matcher = library.LLMatcher(library.LLTokenizer("byte"), _grammar(constraint))
     if matcher.is_error():
-        raise _refused(Constraint("json_schema", schema), matcher.get_error().splitlines()[0])
+        raise _refused(constraint, matcher.get_error().splitlines()[0])
     return matcher
 
 
