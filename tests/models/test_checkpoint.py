@@ -110,10 +110,18 @@ def test_a_head_that_is_tied_and_written_too_has_to_be_the_embeddings(llama, tmp
     verify(resolve(str(edited(another, tmp_path / "untied", tie_word_embeddings=False))))
 
 
-def test_integers_without_a_quantization_are_no_weights(llama, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (torch.int8, "integers"),
+        (torch.float8_e4m3fn, "numbers of 8 bits without a scale"),
+        (torch.float8_e5m2, "numbers of 8 bits without a scale"),
+    ],
+)
+def test_packed_numbers_without_a_quantization_are_no_weights(llama, tmp_path, kind, what):
     name = "model.layers.0.self_attn.q_proj.weight"
-    folder = edited(llama[False], tmp_path / "int8", lambda t: t | {name: t[name].to(torch.int8)})
-    assert f"the tensor {name} holds integers" in refused(folder).message
+    folder = edited(llama[False], tmp_path / "packed", lambda t: t | {name: t[name].to(kind)})
+    assert f"the tensor {name} holds {what}, and config.json names no quantization" in refused(folder).message
 
 
 @pytest.mark.parametrize("end", [None, -1, 64])
@@ -323,20 +331,50 @@ def test_a_reranker_without_its_head_scores_nothing(reranker, tmp_path):
 # ---- quantized models
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
-def test_a_quantized_checkpoint_without_its_library_is_one_clear_error(llama, tmp_path, method):
-    settings = {
-        "gptq": {"bits": 4, "group_size": 128, "desc_act": False, "sym": True},
-        "awq": {"bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
-        "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        "compressed-tensors": {"format": "pack-quantized", "config_groups": {}},
-    }[method]
-    folder = edited(llama[False], tmp_path / method, quantization_config={"quant_method": method, **settings})
+BITS = {"bits": 4, "group_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("settings", "library"),
+    [
+        (BITS | {"quant_method": "gptq", "desc_act": False, "sym": True}, "gptqmodel"),
+        (BITS | {"quant_method": "awq", "zero_point": True, "version": "gemm"}, "gptqmodel"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
+            "compressed-tensors",
+        ),
+        ({"quant_method": "hqq"}, "hqq"),
+    ],
+)
+def test_a_quantized_checkpoint_without_its_library_is_one_clear_error(llama, tmp_path, settings, library):
+    error = refused(edited(llama[False], tmp_path / "packed", quantization_config=settings))
+    assert error.code == "model-unsupported"
+    assert f"it is quantized ({settings.get('quant_method', library)}), which cannot run here" in error.message
+    assert "is not defined" not in error.message
+    assert f"`pip install {library}`" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"quantization_config": BITS | {"quant_method": "exl2"}}, "(exl2), which cannot run here: transformers does"),
+        ({"quantization_config": {"quant_method": "modelopt"}}, "(modelopt), which cannot run here: transformers does"),
+        ({"quantization_config": BITS}, "names no quant_method: {'bits': 4, 'group_size': 128}"),
+        ({"quantization_config": {}}, "names no quant_method: {}"),
+        ({"quantization": BITS, "quantization_config": BITS}, "for MLX, which nothing here runs"),
+        ({}, "for ModelOpt, which nothing here runs"),
+    ],
+)
+def test_a_quantization_of_other_tools_is_named(llama, tmp_path, config, says):
+    folder = edited(llama[False], tmp_path / "foreign", **config)
+    if not config:
+        (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
     error = refused(folder)
     assert error.code == "model-unsupported"
-    assert f"it is quantized ({method})" in str(error)
-    library = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed-tensors": "compressed_tensors"}.get(method, method)
-    assert library in error.message.partition("cannot run here:")[2]
+    assert says in error.message
+    assert error.hint.startswith("choose the model in full precision or as GGUF")
 
 
 @pytest.fixture(scope="module")

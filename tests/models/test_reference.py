@@ -67,6 +67,14 @@ def test_no_config(small_model, own_cache):
         resolve(str(small_model))
 
 
+def test_parts_without_an_index(small_model, own_cache):
+    part = (small_model / "model.safetensors").rename(small_model / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError) as raised:
+        resolve(str(small_model))
+    assert raised.value.code == "model-damaged"
+    assert f"no model.safetensors.index.json, but {part.name}" in raised.value.message
+
+
 def test_endpoints_are_for_engines():
     assert is_endpoint("http://127.0.0.1:8080/v1#model")
     assert is_endpoint("https://host/v1#org/model")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from rung.models.reference import SETTINGS, ModelFiles
 from rung.models.tokenizer import Tokenizer
 
 ModelKind = Literal["language model", "encoder", "reranker"]
-VERSION = 7  # of the checks: raise it with each change, so that models are verified again
+VERSION = 8  # of the checks: raise it with each change, so that models are verified again
 OTHER_MODEL = (
     "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
 )
@@ -44,6 +44,14 @@ _BOTH_WAYS = {  # settings of config.json, and the values with which tokens read
     "is_causal": (False,), "causal": (False,), "use_bidirectional_attention": (True, "all"),
 }  # fmt: skip
 _UNPACKED = ("fp8", "mxfp4")  # quantizations that transformers itself can turn into full precision
+_LIBRARIES = {  # quantizations -> the packages that run them, by their names in the package index
+    "aqlm": "aqlm", "auto-round": "auto-round", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors", "eetq": "kernels", "fbgemm_fp8": "fbgemm-gpu",
+    "fouroversix": "fouroversix", "fp_quant": "fp_quant", "gptq": "optimum gptqmodel",
+    "higgs": "flute-kernel fast_hadamard_transform", "hqq": "hqq", "mxfp4": "kernels", "quanto": "optimum-quanto",
+    "quark": "amd-quark", "sinq": "sinq", "spqr": "spqr_quant", "torchao": "torchao", "vptq": "vptq",
+}  # fmt: skip
+_UNQUANTIZED = "choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
 _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
     "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
     "module.": "DataParallel or DeepSpeed: save `model.module`, or remove the prefix",
@@ -78,12 +86,12 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     config = None if kind == "encoder" and is_static(files.folder) else _config(files)
     if kind == "language model":
         _check_writes_text(files, config)
-    packed = getattr(config, "quantization_config", None)
+    packed = _packed(files, config)
     if config is None:
         static_table(files.folder)
     else:
         # Where only another library reads the packed tensors, the engine's own loading checks them.
-        whole = not packed or _unpacks(files, config)
+        whole = not packed or _unpacks(files, config, packed)
         rows = _check_tensors(files, config, kind) if whole else config.get_text_config().vocab_size
         _check_vocabulary(files, rows, kind)
     _check_numbers(files, kind, packed=bool(packed))
@@ -223,22 +231,51 @@ def _check_writes_text(files: ModelFiles, config: Any) -> None:
         raise ModelError("model-unsupported", problem, hint=hint)
 
 
-def _unpacks(files: ModelFiles, config: Any) -> bool:
-    """Whether transformers itself can load the tensors in full precision, which `config` asks for from here on."""
-    from transformers.quantizers.auto import AutoHfQuantizer
+def _packed(files: ModelFiles, config: Any) -> dict[str, Any]:
+    """What config.json says of the model's quantization; empty without one.
 
-    values = config.quantization_config
-    method = values.get("quant_method") if isinstance(values, dict) else values.quant_method
+    Raises:
+        ModelError: `model-unsupported`: it is in a format of other tools, or nothing says in which.
+    """
+    values = getattr(config, "quantization_config", None)
+    if isinstance(getattr(config, "quantization", None), dict):
+        method = "MLX"
+    elif isinstance(values, dict) and values.get("quant_method"):
+        return values
+    elif isinstance(values, dict) and (values.get("load_in_4bit") or values.get("load_in_8bit")):
+        return values | {"quant_method": "bitsandbytes"}
+    elif config is not None and (files.folder / "hf_quant_config.json").exists():
+        method = "ModelOpt"
+    elif values is None:
+        return {}
+    else:
+        problem = f"{files.folder}: the quantization_config of config.json names no quant_method: {values}"
+        raise ModelError("model-unsupported", problem, hint=_UNQUANTIZED)
+    raise ModelError(
+        "model-unsupported", f"{files.name}: it is quantized for {method}, which nothing here runs", hint=_UNQUANTIZED
+    )
+
+
+def _unpacks(files: ModelFiles, config: Any, values: dict[str, Any]) -> bool:
+    """Whether transformers itself can load the tensors in full precision, which `config` asks for from here on."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
+
+    method = values["quant_method"]
+    missing = [package for package in _LIBRARIES.get(method, "").split() if not any(distributions(name=package))]
     try:
         AutoHfQuantizer.from_config(values, pre_quantized=True).validate_environment(device_map=None)
     except Exception as error:  # every library says in its own way that it is missing, NameError included
-        said = "gptqmodel is not installed" if isinstance(error, NameError) and method == "gptq" else first_line(error)
-        why = f"it is quantized ({method}), which cannot run here: {said}"
-        hint = "install what the message names, choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
-        raise ModelError("model-unsupported", f"{files.name}: {why}", hint=hint) from error
+        said = f"it needs {' and '.join(missing)}" if isinstance(error, NameError) and missing else first_line(error)
+        if method not in _LIBRARIES | AUTO_QUANTIZATION_CONFIG_MAPPING:
+            said = "transformers does not read this format"
+        hint = (
+            f"install what it needs (`pip install {' '.join(missing)}`), or {_UNQUANTIZED}" if missing else _UNQUANTIZED
+        )
+        problem = f"{files.name}: it is quantized ({method}), which cannot run here: {said}"
+        raise ModelError("model-unsupported", problem, hint=hint) from error
     if method not in _UNPACKED:
         return False
-    config.quantization_config = (values if isinstance(values, dict) else values.to_dict()) | {"dequantize": True}
+    config.quantization_config = values | {"dequantize": True}
     return True
 
 
@@ -393,8 +430,11 @@ def _check_numbers(files: ModelFiles, kind: ModelKind, *, packed: bool) -> None:
         names.add(name)
         if packed and tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) and name.endswith(".weight"):
             scaled.append(name)  # transformers would take it as it is where its scale is lost
-        if not integers and not tensor.is_floating_point() and name.endswith(".weight") and tensor.dim() > 1:
-            problem = f"{files.folder}: the tensor {name} holds integers, and config.json names no quantization"
+        narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1 and not packed
+        whole = not tensor.is_floating_point() and not integers and name.endswith(".weight") and tensor.dim() > 1
+        if narrow or whole:
+            what = "numbers of 8 bits without a scale" if narrow else "integers"
+            problem = f"{files.folder}: the tensor {name} holds {what}, and config.json names no quantization"
             hint = "restore the quantization_config of config.json, or save the model in full precision"
             raise ModelError("model-damaged", problem, hint=hint)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():

@@ -117,7 +117,13 @@ def _describe(
         hint = "name the folder that holds config.json; an adapter's folder is not a model"
         raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
     config = {} if static else read_settings(folder / "config.json")
-    weights = loaded_weights(folder)
+    if not (weights := loaded_weights(folder)):
+        found = [str(file.relative_to(folder)) for file in hub.weights(folder)]
+        problem = f"{folder} holds no model.safetensors and no model.safetensors.index.json, but {', '.join(found[:3])}"
+        hint = (
+            "fetch the index too, which says in which part each tensor is; a file that holds all is model.safetensors"
+        )
+        raise ModelError("model-damaged", problem, hint=hint)
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
         identity = fingerprint([*settings, *weights, *head_weights(folder)])
