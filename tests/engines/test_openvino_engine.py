@@ -15,6 +15,7 @@ from rung.engines.opening import open_engine, open_openvino, open_torch
 from rung.engines.openvino import unsupported
 from rung.errors import ArtifactError, EngineError
 from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
 from rung.training.changes import keep
 from rung.training.peft import PeftAdapter
 
@@ -166,6 +167,12 @@ def test_stop_text_is_left_out(engine, oracle):
     assert (cut.text, cut.finish_reason) == (free[: free.index(free[4:7])], "stop")
     assert cut.completion_tokens == oracle.generate([request])[0].completion_tokens
     assert "".join(engine.stream(request)) == cut.text
+
+
+def test_marks_of_calls_stay_in_the_text_only_where_the_request_says_so(engine, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, *, call_marks=False: f"{call_marks}")
+    for kept in (True, False):
+        assert texts(engine.generate(asked(["one"], max_tokens=2, call_marks=kept))) == [f"{kept}"]
 
 
 def test_sampling_repeats_with_its_seed_whatever_runs_beside_it(engine):

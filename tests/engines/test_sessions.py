@@ -5,6 +5,7 @@ import torch
 from rung.engines.base import Constraint, Continuous, GenerateRequest, Reads, Sampling, StreamBuffer
 from rung.engines.opening import open_torch
 from rung.errors import EngineError
+from rung.models.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,14 @@ def test_a_stop_text_ends_a_row_and_is_never_shown(engine):
     followed.finish()
     assert followed.text[0] == whole[: whole.find(stop)]
     assert followed.reason[0] == "stop"
+
+
+def test_marks_of_calls_stay_in_the_text_only_where_the_request_says_so(engine, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, *, call_marks=False: f"{call_marks}")
+    for kept in (True, False):
+        request, followed = asked("one", max_tokens=2, call_marks=kept), Followed(engine.session())
+        followed.session.add(0, request)
+        assert followed.finish().text[0] == engine.generate([request])[0].text == f"{kept}"
 
 
 def test_a_constraint_that_is_not_valid_fails_alone(engine):

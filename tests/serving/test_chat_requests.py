@@ -49,7 +49,10 @@ def test_a_request_has_the_prompt_of_the_row_in_a_file() -> None:
     assert messages == prompt_of(made, row) == prompt_of(made, checked_row(made, {"messages": TALK, "tools": TOOLS}))
     assert [turn["role"] for turn in messages] == ["system", "user", "assistant", "tool"]
     assert messages[0] == {"role": "system", "content": "Help.\n\nBe brief.", "tools": TOOLS}
-    assert "tools" not in prompt_of(made, served(body(tool_choice="none"), made))[0]
+    without = prompt_of(made, served(body(tool_choice="none"), made))
+    assert "tools" not in without[0]
+    assert made.decoder.request(made, messages).sampling.call_marks
+    assert not made.decoder.request(made, without).sampling.call_marks
 
 
 def test_what_a_chat_artifact_cannot_do_is_refused() -> None:

@@ -1,151 +1,50 @@
-"""Tool calls as text: how tools are offered to a model, what its turn means, and how results go back.
+"""Tool calls as text: how tools are offered to a model, and how results go back.
 
 There are three formats. The model's chat template shows tools, calls and results in the format that the model was
-trained on, but nothing forces the model to keep it. JSON under constrained decoding works with every model and
-endpoint, and can only be cut, never wrong; agents use it where a template does not know tools. The server writes the
-`<tool_call>` tags of Hermes (https://github.com/NousResearch/Hermes-Function-Calling) there, since its clients choose
-when a model may answer in plain text.
+trained on, which `rung.agents.turns` reads, but nothing forces the model to keep it. JSON under constrained decoding
+works with every model and endpoint, and can only be cut, never wrong; agents use it where a template shows no tools, or
+no call that is read back. The server writes the `<tool_call>` tags of Hermes
+(https://github.com/NousResearch/Hermes-Function-Calling) there, since its clients choose when a model may answer in
+plain text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 from rung.agents.tools import Tool
+from rung.agents.turns import Call, MalformedError, ModelTurn, begins_at, call_of, read_turn
 from rung.engines.base import Constraint
 from rung.errors import ModelError
 from rung.models.messages import Message, Messages, call_id, tagged_call
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.yamlfile import json_value
 
 CallFormat = Literal["template", "json"]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A tool that the model wants to call, with its arguments."""
-
-    tool: str
-    arguments: Mapping[str, Any]
+# ---- a turn in a conversation
 
 
-ModelTurn = str | tuple[Call, ...]  # an answer, or calls
-
-
-class MalformedError(Exception):
-    """A turn that begins a call and does not finish it; the text tells the model what is wrong."""
-
-
-# ---- reading a turn
-
-_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_MARK = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>")
-_GAP = re.compile(r"[\s;]*")
-_OPENING = re.compile(r'\{\{?\s*+"')  # of an object with keys, perhaps with doubled braces
-LONGEST_CALL = 20_000  # characters of a call with doubled braces
-
-
-def read_turn(text: str, names: Collection[str] = ()) -> ModelTurn:
-    """Read an answer, or calls in any format of the common chat templates.
-
-    Calls are JSON objects `{"name", "arguments"}` or `{"name", "parameters"}`, one or several or a list of them: in
-    `<tool_call>` tags (Hermes, Qwen, SmolLM), after `[TOOL_CALLS]` (Mistral) or `<|python_tag|>` (Llama), or as the
-    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object. Calls of the tools with
-    these `names` may also stand between other text, such as fences, and have doubled braces.
-
-    Raises:
-        MalformedError: a tag or mark begins a call that cannot be read, or the arguments are not an object.
-    """
-    marked = _TAGGED.findall(text) or _MARK.split(text)[1:]
-    try:
-        values = [value for piece in marked or [text] for value in _json_values(piece)]
-    except (ValueError, RecursionError) as error:
-        if calls := _named_calls(text, names):
-            return calls
-        if marked:
-            raise MalformedError(f"that call is not valid JSON: {error}") from None
-        return text.strip()
-    if not marked and not (values and all(map(_looks_like_call, values))):
-        return text.strip()  # an answer that happens to be JSON
-    try:
-        calls = tuple(_call(value, value["name"]) for value in values)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        calls = ()
-    if not calls:
-        raise MalformedError('a call is written {"name": ..., "arguments": {...}}')
-    return calls
-
-
-def _named_calls(text: str, names: Collection[str]) -> tuple[Call, ...]:
-    """Find the calls of known tools between other text."""
-    calls: list[Call] = []
-    decoder, position = json.JSONDecoder(), 0
-    while names and (opening := _OPENING.search(text, position)):
-        position, doubled = opening.start(), opening[0].startswith("{{")
-        places = [(text, position)]
-        if doubled:
-            single = text[position : position + LONGEST_CALL].replace("{{", "{").replace("}}", "}")
-            places += [(text, position + 1), (single, 0)]
-        position = opening.end()
-        for written, begin in places:
-            try:
-                value, end = decoder.raw_decode(written, begin)
-                call = _call(value, value["name"])
-            except (KeyError, TypeError, ValueError, RecursionError):
-                continue
-            if call.tool in names:
-                calls.append(call)
-                position = end if written is text else opening.start() + end
-                break
-    return tuple(calls)
-
-
-def spoken(text: str, *, tools: bool) -> str:
+def spoken(text: str, functions: Sequence[Mapping[str, Any]]) -> str:
     """The answer in what a model wrote in a conversation after its thought: calls in the tags of Hermes.
 
     Rows of data write expected calls in the same tags, whatever the format of the model's template.
     """
+    tools = [Tool(one["name"], "", json.dumps(one.get("parameters", {}))) for one in (f["function"] for f in functions)]
     try:
-        turn = read_turn(text) if tools else text
+        turn = read_turn(text, tools) if tools else text
     except MalformedError:
         return text
     if isinstance(turn, str):
         return text
-    first = min((mark.start() for mark in (_TAGGED.search(text), _MARK.search(text)) if mark), default=0)
-    return "\n".join(filter(None, (text[:first].strip(), *(tagged_call(call.tool, call.arguments) for call in turn))))
-
-
-def _json_values(text: str) -> Iterable[Any]:
-    """Yield the JSON values written one after another; the items of a list count as values."""
-    decoder, position = json.JSONDecoder(), _end_of_gap(text, 0)
-    while position < len(text):
-        value, end = decoder.raw_decode(text, position)
-        for item in value if isinstance(value, list) else [value]:
-            yield item["function"] if isinstance(item, dict) and isinstance(item.get("function"), dict) else item
-        position = _end_of_gap(text, end)
-
-
-def _end_of_gap(text: str, position: int) -> int:
-    gap = _GAP.match(text, position)
-    return gap.end() if gap else position
-
-
-def _looks_like_call(value: Any) -> bool:
-    return isinstance(value, dict) and "name" in value and ("arguments" in value or "parameters" in value)
-
-
-def _call(values: Mapping[str, Any], tool: Any) -> Call:
-    arguments = values["arguments"] if "arguments" in values else values["parameters"]
-    if isinstance(arguments, str):
-        arguments = json_value(arguments)
-    if not isinstance(tool, str) or not isinstance(arguments, dict):
-        raise TypeError("not a call")
-    return Call(tool, arguments)
+    before = text[: begins_at(text, tools)].strip()
+    return "\n".join(filter(None, (before, *(tagged_call(call.tool, call.arguments) for call in turn))))
 
 
 # ---- the model's chat template
@@ -154,21 +53,30 @@ def _call(values: Mapping[str, Any], tool: Any) -> Call:
 class TemplateSupport(NamedTuple):
     """What a chat template shows of calls in both directions."""
 
-    tools: bool  # it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads
+    tools: bool  # it shows the tools offered, and `read_turn` reads a call as the template writes it
     results: bool  # it shows past calls in such a format, and their results
     plain: bool  # it does not tell the model to write calls with doubled braces, as Qwen2.5-Coder's does by mistake
 
 
+_TYPES = {"text": {"type": "string"}, "count": {"type": "integer"}, "flag": {"type": "boolean"}}
+_PROBE = Tool("probe_tool", "probe-text", json.dumps({"type": "object", "properties": _TYPES}))
+_PROBE_CALL = Call(_PROBE.name, {"text": "two words", "count": 3, "flag": True})
+_NO_THOUGHT = re.compile(r"<(\w*think\w*)>\s*</\1>\s*")  # of which some templates show none in the past
+
+
 @lru_cache(maxsize=16)
 def template_support(tokenizer: Tokenizer) -> TemplateSupport:
-    """Probe the model's chat template: some show only tools, some refuse the role `tool`, some write calls as XML."""
-    question = {"role": "user", "content": "x"}
-    calls = template_turns("", (Call("probe-call", {}),), [("probe-call", "probe-result")])
-    tools = [Tool("probe-tool", "probe-text", '{"type": "object", "properties": {}}').as_template()]
+    """Probe the model's chat template: a format of calls is the model's if one that it renders is read back equal.
 
-    def shown(*turns: Mapping[str, Any]) -> str:
+    Some templates show only tools, some refuse the role `tool`, and some open a channel for answers alone.
+    """
+    question = {"role": "user", "content": "x"}
+    called, result = template_turns("", [_PROBE_CALL], [(_PROBE.name, "probe-result")])
+
+    def shown(*turns: Mapping[str, Any], prompt: bool = False) -> str:
         try:
-            return tokenizer.render(cast("list[Message]", list(turns)), tools=tools)
+            begin = answer_beginning(tokenizer)
+            return tokenizer.render(cast("list[Message]", list(turns)), prompt, [_PROBE.as_template()], begin)
         except ModelError as error:
             if error.code == "chat-template-refused":
                 return ""
@@ -176,13 +84,22 @@ def template_support(tokenizer: Tokenizer) -> TemplateSupport:
 
     if tokenizer.chat_template is None:
         return TemplateSupport(tools=False, results=False, plain=True)
-    talk = shown(question, *calls)
-    readable = re.search(r'"name":\s*"probe-call"', talk) is not None
-    return TemplateSupport(
-        tools="probe-tool" in shown(question) and (readable or "probe-call" not in talk),
-        results=readable and "probe-result" in talk,
-        plain=re.search(r'\{\{\s*"name"', talk) is None,
-    )
+    prompt, talk = shown(question, prompt=True), shown(question, called, result)
+    readable = "probe-text" in prompt and _is_read_back(tokenizer, prompt, shown(question, called))
+    plain = re.search(r'\{\{\s*"name"', talk or prompt) is None
+    return TemplateSupport(tools=readable, results=readable and "probe-result" in talk, plain=plain)
+
+
+def _is_read_back(tokenizer: Tokenizer, prompt: str, talk: str) -> bool:
+    """Whether the end of a talk, which follows the prompt, is read as the call that it shows, token by token."""
+    prompt, talk = _NO_THOUGHT.sub("", prompt), _NO_THOUGHT.sub("", talk)
+    tokens = tokenizer.encode(talk.removeprefix(prompt))
+    end = next((i for i, token in enumerate(tokens) if token in tokenizer.eos_ids), len(tokens))
+    try:
+        turn = read_turn(tokenizer.decode(tokens[:end], call_marks=True), [_PROBE])
+    except MalformedError:
+        return False
+    return talk.startswith(prompt) and turn == (_PROBE_CALL,)
 
 
 def template_turns(
@@ -257,7 +174,7 @@ def read_json(text: str) -> ModelTurn:
     """
     try:
         step = json_value(text)["step"]
-        return str(step["answer"]) if "answer" in step else (_call(step, step["tool"]),)
+        return str(step["answer"]) if "answer" in step else (call_of(step, step["tool"]),)
     except ValueError as error:
         raise MalformedError(f"that is not whole JSON: {error}") from None
     except (KeyError, TypeError):

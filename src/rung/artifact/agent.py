@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from rung.agents import calls as tool_calls
-from rung.agents.calls import Call, CallFormat, MalformedError
+from rung.agents.calls import CallFormat
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools, permits
 from rung.agents.tools import AgentStep, Tool
+from rung.agents.turns import Call, MalformedError, read_turn
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted, Prompts
 from rung.data.rows import Example
 from rung.data.sections import AgentLimits, McpServer
@@ -154,7 +155,8 @@ class Agent(Prompted):
         constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None
         tokens = min(self.max_tokens, self.limits.max_tokens - run.written)
         prompt = self.prompt(artifact.model, run.messages)
-        return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
+        sampling = Sampling(max_tokens=tokens, call_marks=True)
+        return GenerateRequest(prompt, sampling, constraint, artifact.weights.reference)
 
     def _fits(self, artifact: Composition, engine: Engine, run: _AgentRun) -> bool:
         """Say whether the conversation and a turn fit the context; the engine itself checks the first prompt."""
@@ -170,9 +172,8 @@ class Agent(Prompted):
         run.cached_tokens += generation.cached_tokens
         run.written += tokens
         run.seconds += generation.seconds
-        names = [tool.name for tool in self.tools]
         try:
-            turn = tool_calls.read_json(raw) if self.protocol == "json" else tool_calls.read_turn(raw, names)
+            turn = tool_calls.read_json(raw) if self.protocol == "json" else read_turn(raw, self.tools)
         except MalformedError as problem:
             why = f"{problem}" + (" (it was cut: write less)" if generation.finish_reason == "length" else "")
             run.steps.append(AgentStep("malformed", why, raw, tokens=tokens))

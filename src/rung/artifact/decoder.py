@@ -546,7 +546,7 @@ def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
     thought, text = split_thought(answer.text)
     written = text
     if artifact.signature.kind == "chat" and rendered.messages:
-        text = spoken(text, tools="tools" in rendered.messages[0])
+        text = spoken(text, rendered.messages[0].get("tools", ()))
     citations: tuple[Citation, ...] = ()
     if cites(artifact):
         text, citations = passage.resolve(text, rendered.passages)

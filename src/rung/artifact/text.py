@@ -94,7 +94,8 @@ class Generate(Prompted):
 
     def request(self, artifact: Composition, prompt: Messages) -> GenerateRequest:
         """Build the request for one prompt."""
-        return GenerateRequest(prompt, Sampling(self.max_tokens), self.constraint, artifact.weights.reference)
+        sampling = Sampling(self.max_tokens, call_marks=bool(prompt) and "tools" in prompt[0])
+        return GenerateRequest(prompt, sampling, self.constraint, artifact.weights.reference)
 
     def answer_prompts(
         self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET

@@ -32,6 +32,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    call_marks: bool = False  # the text keeps special tokens that mark calls of tools
 
 
 @dataclass(frozen=True, slots=True)

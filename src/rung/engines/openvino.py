@@ -59,6 +59,7 @@ class PipelineRow(RunningRow):
     max_tokens: int
     stop: tuple[str, ...] = ()
     ends: frozenset[int] = frozenset()
+    call_marks: bool = False
     follow: bool = False  # update `text` after every token; otherwise only at the end
     handle: Any = None  # openvino-genai's, while it runs
 
@@ -145,11 +146,11 @@ class Pipeline:
         row.tokens.append(token)
         row.logprobs.append(logprob)
         if token in row.ends:
-            row.text, row.reason = self._tokenizer.decode(row.tokens[:-1]), "stop"
+            row.text, row.reason = self._tokenizer.decode(row.tokens[:-1], call_marks=row.call_marks), "stop"
             return
         full = len(row.tokens) == row.max_tokens
         if row.stop or row.follow or full:
-            row.text = self._tokenizer.decode(row.tokens)
+            row.text = self._tokenizer.decode(row.tokens, call_marks=row.call_marks)
             row.end_at(row.stop)
         if full and row.reason is None:
             row.reason = "length"
@@ -425,7 +426,7 @@ class OpenVinoEngine(LocalModel):
         prompt = self.fitting(request.prompt, sampling.max_tokens)
         return PipelineRow(
             index, len(prompt), prompt=prompt, config=config, max_tokens=sampling.max_tokens, stop=sampling.stop,
-            ends=ends,
+            ends=ends, call_marks=sampling.call_marks,
         )  # fmt: skip
 
     def pipeline(self, adapter: str | None) -> Pipeline:

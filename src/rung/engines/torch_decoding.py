@@ -75,7 +75,7 @@ def decode(
             for _ in steps(model, tokenizer, batched, rows, sampling, constraint, cancelled, live, generator):
                 progress.advance(0)
             for row in rows if not live else ():
-                row.text = _read(row, tokenizer, constraint, tokenizer.eos_ids)
+                row.text = _read(row, tokenizer, constraint, tokenizer.eos_ids, call_marks=sampling.call_marks)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
                 generation = Generation(
@@ -118,7 +118,7 @@ def steps(
             if complete or token in ends:
                 row.reason = "stop"
             if live:
-                row.text = _read(row, tokenizer, constraint, ends)
+                row.text = _read(row, tokenizer, constraint, ends, call_marks=sampling.call_marks)
                 row.end_at(sampling.stop)
         if cancelled is not None and cancelled():
             for row in active:
@@ -190,10 +190,12 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     return torch.searchsorted(below, drawn, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
-def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None, ends: frozenset[int]) -> str:
+def _read(
+    row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None, ends: frozenset[int], *, call_marks: bool
+) -> str:
     """The text of a row's tokens, without the token that ended it."""
     tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in ends else row.tokens
-    return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
+    return constrained_text(tokenizer, tokens) if constraint else tokenizer.decode(tokens, call_marks=call_marks)
 
 
 # ---- continuous batching on CUDA (transformers' `ContinuousBatchingManager`), not run on hardware
@@ -271,7 +273,7 @@ def generate_paged(
         tokens, complete = results.get(index, ([], False))
         ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
         reason: FinishReason = "stop" if ended else "length" if complete else "cancelled"
-        text = tokenizer.decode(tokens[:-1] if ended else tokens)
+        text = tokenizer.decode(tokens[:-1] if ended else tokens, call_marks=sampling.call_marks)
         generations.append(Generation(text, len(prompt), len(tokens), reason, seconds))
     return generations
 

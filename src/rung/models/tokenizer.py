@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROOM = 8  # tokens that a piece of text leaves free, since a word that was cut may take more
 ANCHOR = "\U0010fffd"  # a private-use character before a piece of text, so that it is not the beginning
+# In the special tokens that mark calls of tools, such as Gemma's `<|"|>` around texts in them.
+CALL_MARK = re.compile(r'tool|call|function|action|args|python|\|"\|', re.IGNORECASE)
 MARKS = range(0xE000, 0xF8FF)  # private-use characters that may mark special-token text inside contents
 
 
@@ -84,8 +86,10 @@ class Tokenizer:
         """The token ids as the model's own tokenizer writes a text: with the special tokens that it adds."""
         return tuple(self._backend.encode(text).ids)
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of token ids."""
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, call_marks: bool = False) -> str:
+        """The text of token ids; `call_marks` keeps special tokens that mark calls of tools."""
+        if call_marks and self._call_marks:
+            ids, skip_special = [i for i in ids if i not in self._control or i in self._call_marks], False
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def beginning(self, text: str, tokens: int) -> str:
@@ -283,6 +287,11 @@ class Tokenizer:
         """Ids that plain text must not give; the unknown token may represent any character."""
         unknown = _token_text(self._settings.get("unk_token"))
         return {i for token in self._added if token != unknown and (i := self._id(token)) is not None}
+
+    @cached_property
+    def _call_marks(self) -> set[int]:
+        """The ids of special tokens that mark calls."""
+        return {i for token in self._added if CALL_MARK.search(token) and (i := self._id(token)) is not None}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:

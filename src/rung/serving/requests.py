@@ -14,15 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rung.agents.calls import (
-    MalformedError,
-    TemplateSupport,
-    call_constraint,
-    call_turn,
-    read_turn,
-    template_support,
-)
+from rung.agents.calls import TemplateSupport, call_constraint, call_turn, template_support
 from rung.agents.tools import Tool
+from rung.agents.turns import MalformedError, read_turn
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import sources
@@ -101,7 +95,7 @@ def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
     if isinstance(target.engine, LocalModel) and context > 0:
         room = max(1, min(room, context - len(prompt)))
     held = call_constraint(must) if must else held
-    requests = _requests(prompt, body, body.limit or room, held, logprobs=bool(body.logprobs))
+    requests = _requests(prompt, body, body.limit or room, held, logprobs=bool(body.logprobs), call_marks=bool(tools))
     inputs = {"messages": [message.model_dump(exclude_unset=True) for message in body.messages]}
     return TextRequest(target, requests, inputs, tools=tools, must=must)
 
@@ -175,17 +169,19 @@ def _artifact_request(
         return RowRequest(served, row, body.n)
     like = artifact.decoder.request(artifact, rendered.messages)
     room = min(like.sampling.max_tokens, limit) if limit is not None else like.sampling.max_tokens
-    requests = _requests(like.prompt, body, room, held or like.constraint, logprobs=logprobs)
+    held, marks = held or like.constraint, like.sampling.call_marks
+    requests = _requests(like.prompt, body, room, held, logprobs=logprobs, call_marks=marks)
     requests = [replace(request, adapter=like.adapter) for request in requests]
     return TextRequest(served.base, requests, row, served, rendered)
 
 
 def _requests(
-    prompt: ModelInput, body: SamplingRequest, room: int, held: Constraint | None, *, logprobs: bool
-) -> list[GenerateRequest]:
+    prompt: ModelInput, body: SamplingRequest, room: int, held: Constraint | None, *, logprobs: bool,
+    call_marks: bool = False,
+) -> list[GenerateRequest]:  # fmt: skip
     """Make one request per choice; a seed gives each choice its own."""
     top_p = 1.0 if body.top_p is None else body.top_p
-    sampling = Sampling(max_tokens=room, temperature=body.temperature or 0.0, top_p=top_p, stop=body.stops)
+    sampling = Sampling(room, body.temperature or 0.0, top_p, stop=body.stops, call_marks=call_marks)
     seeds = [None if body.seed is None else (body.seed + choice) % 2**32 for choice in range(body.n)]
     return [GenerateRequest(prompt, replace(sampling, seed=seed), held, logprobs=logprobs) for seed in seeds]
 
@@ -400,7 +396,7 @@ def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dic
     if len(must) == 1:
         return [_call(must[0].name, text)] if _is_object(text) else []
     try:
-        turn = read_turn(text, {tool.name for tool in tools})
+        turn = read_turn(text, tools)
     except MalformedError:
         return []  # the client sees the text that the model wrote
     names = {tool.name for tool in tools}
