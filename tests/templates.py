@@ -5,6 +5,8 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from rung.models.reference import resolve
+
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
@@ -91,4 +93,13 @@ def with_template(model: Path, target: Path, template: str) -> Path:
     (target / "chat_template.jinja").unlink(missing_ok=True)
     file = target / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    return target
+
+
+def edited(target: Path, template: str) -> Path:
+    """A folder with the built-in model's tokenizer and this chat template."""
+    target.mkdir(exist_ok=True)
+    for file in resolve("embedded").folder.glob("*token*"):
+        shutil.copyfile(file, target / file.name)
+    (target / "chat_template.jinja").write_text(template)
     return target

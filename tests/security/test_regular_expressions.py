@@ -21,9 +21,10 @@ from rung.evaluation.metrics.text import squad_words
 from rung.feedback.capture import Redactor
 from rung.feedback.exchange import own_template
 from rung.models import bounded
+from rung.models.chat import left_open
 from rung.models.hub import MODULE_CLASS
 from rung.models.reference import NORM
-from rung.models.thinking import _OPEN_TAG, _WRITTEN
+from rung.models.thinking import _WRITTEN
 from rung.prompts.overflow import _WORD_END
 from rung.prompts.prompt import _TAG
 from rung.retrieval.chunking import HEADING, Chunker, sentence_spans
@@ -121,7 +122,7 @@ def test_the_linear_patterns_find_what_they_should():
         "  SELECT 1\n", "\nx", "``` a b\nx```"
     ]  # fmt: skip
     tags = ("<think>\n", "a <my_thoughts> ", "<reasoning", "<b>", f"<{'a' * 41}think>")
-    assert [bool(_OPEN_TAG.search(text)) for text in tags] == [True, True, False, False, False]
+    assert [bool(left_open(text)) for text in tags] == [True, True, False, False, False]
     assert own_template("{{ Text }} {{answer }}", ["text"]) == "{text} {answer}"
     tensors = ("norm.weight", "final_layernorm.bias", "ln_f.weight", "a.weight")
     assert [bool(NORM.fullmatch(name)) for name in tensors] == [True, True, True, False]

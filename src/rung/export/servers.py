@@ -30,7 +30,7 @@ from rung.progress import QUIET, Progress
 
 # ---- chat templates with which other servers render what Rung renders
 #
-# vLLM and KServe run the model's own template, in Jinja; two gaps are filled. Ollama runs Go's template language.
+# vLLM and KServe run the model's own template, in Jinja; three gaps are filled. Ollama runs Go's template language.
 # Without a TEMPLATE, it compares the model's template with a dozen that it knows, and a model with none of them reads
 # the bare text of the last message. So the text around each message is read off rendered conversations, and kept only
 # if conversations of every form come out equal.
@@ -40,6 +40,14 @@ FOLDED = (
     "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
     "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
     " + messages[2:] -%}{%- endif -%}"
+)
+# Some templates read in the last user's text whether to think; %s is what they look for.
+ASKED = (
+    "{%%- set last = namespace(user=-1) -%%}{%%- for turn in messages -%%}"
+    "{%%- if turn['role'] == 'user' and turn['content'] is string -%%}{%%- set last.user = loop.index0 -%%}"
+    "{%%- endif -%%}{%%- endfor -%%}{%%- if last.user >= 0 -%%}"
+    "{%%- set messages = messages[:last.user] + [{'role': 'user', 'content': messages[last.user]['content'] + %s}]"
+    " + messages[last.user + 1:] -%%}{%%- endif -%%}"
 )
 # The text of a chat with a model that has no template (see `rung.models.chat`); %s is the beginning token.
 PLAIN = (
@@ -65,10 +73,12 @@ def server_template(tokenizer: Tokenizer, thinking: Thinking = "off") -> str | N
     if tokenizer.chat_template is None:
         bos = tokenizer.bos_token if tokenizer.adds_bos else None
         return PLAIN % (f"{{{{ {json.dumps(bos, ensure_ascii=False)} }}}}" if bos else "")
+    begin = answer_beginning(tokenizer, thinking)
     switches = "".join(
         f"{{%- if {name} is not defined -%}}{{%- set {name} = {json.dumps(value)} -%}}{{%- endif -%}}"
-        for name, value in answer_beginning(tokenizer, thinking).variables
+        for name, value in begin.variables
     )
+    switches += ASKED % json.dumps(begin.switch) if begin.switch else ""
     head = switches + ("" if accepts_system(tokenizer) else FOLDED)
     return head + tokenizer.chat_template if head else None
 
@@ -146,7 +156,9 @@ def _rendered(tokenizer: Tokenizer, messages: Messages, thinking: Thinking) -> s
     """The text from which llama.cpp gets the tokens that `encode_messages` gives; a thought is the model's to open."""
     folded = messages if accepts_system(tokenizer) else fold_system(messages)
     begin = answer_beginning(tokenizer, thinking)
-    text = tokenizer.render(folded, begin=begin if thinking == "off" else Beginning(begin.variables))
+    text = tokenizer.render(
+        folded, begin=begin if thinking == "off" else Beginning(begin.variables, switch=begin.switch)
+    )
     if tokenizer.chat_template is None or not tokenizer.adds_bos:
         return text
     if tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,52 @@ from rung.models import bounded
 BETWEEN = "\n\n"  # between the messages of a model that has no template
 
 
+# What opens a thought: `<think>`, `<seed:think>`, `[THINK]`, `<|START_THINKING|>`, `<|channel>thought`.
+OPENING = re.compile(
+    r"[<\[](?!/|\|END)[^<>\[\]\s]{0,40}?(?:think|thought|reason)[^<>\[\]\s]{0,40}[>\]]|<\|\w{1,20}>thought\b",
+    re.IGNORECASE,
+)
+_TAIL = 200  # characters at the end of a text, in which an opening is looked for
+
+
+def closing(opening: str) -> str:
+    """What ends a thought that was opened this way."""
+    if opening.startswith("<|START"):
+        return opening.replace("START", "END", 1)
+    if not opening.endswith((">", "]")):  # `<|channel>thought` and `<channel|>`
+        return f"<{opening[2:].partition('>')[0]}|>"
+    return f"{opening[0]}/{opening[1:]}"
+
+
+def left_open(text: str) -> str:
+    """The opening of a thought with which a text ends; empty where the text ends outside one."""
+    end = text[-_TAIL:].rstrip()
+    return next((opened[0] for opened in OPENING.finditer(end) if opened.end() == len(end)), "")
+
+
 @dataclass(frozen=True)
 class Beginning:
-    """How an assistant's turn begins: the template's variables, and an edit of the end of its generation prompt."""
+    """How an assistant's turn begins: what the template is asked for, and an edit of the end of its prompt."""
 
     variables: tuple[tuple[str, Any], ...] = ()
     drop: str = ""  # the end of the generation prompt that is left out
     add: str = ""  # what follows it
+    switch: str = ""  # what the last user's turn says to the template, such as `/no_think`
+    closes: bool = False  # whether a thought that is open at the end is closed, so that an answer can follow
+
+    def asking(self, messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The messages with the switch in the last user's turn."""
+        turns = [dict(message) for message in messages]
+        last = next((turn for turn in reversed(turns) if turn.get("role") == "user"), None)
+        if self.switch and last is not None and isinstance(last.get("content"), str):
+            last["content"] += self.switch
+        return turns
 
     def edited(self, rendered: str) -> str:
         """Rendered text with a generation prompt at its end, begun this way."""
-        return rendered.removesuffix(self.drop) + self.add
+        text = rendered.removesuffix(self.drop) + self.add
+        opened = left_open(text) if self.closes else ""
+        return f"{text.rstrip()}\n\n{closing(opened)}\n\n" if opened else text
 
 
 PLAIN = Beginning()

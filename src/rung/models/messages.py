@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from rung.errors import ModelError
-from rung.models.chat import Beginning
 from rung.models.thinking import Thinking, answer_beginning, thought_beginning, thought_key
 from rung.models.tokenizer import Tokenizer
 
@@ -37,18 +36,21 @@ class Message(TypedDict):
 Messages = tuple[Message, ...]
 
 
-def encode_messages(tokenizer: Tokenizer, messages: Messages, *, answered: bool = False) -> tuple[int, ...]:
+def encode_messages(
+    tokenizer: Tokenizer, messages: Messages, *, answered: bool = False, written: bool = False
+) -> tuple[int, ...]:
     """The tokens of chat messages, ready for an answer; every engine and estimate encodes by this function.
 
     With `answered`, the last message is the answer, and nothing follows it. Otherwise the answer begins after an empty
-    thought, if the model has any, or after the thought that the last message holds.
+    thought, if the model has any, or after the thought that the last message holds. With `written`, it begins as in a
+    whole conversation, in which some templates leave the empty thought out.
     """
     thinking, begun, messages = _begun(messages)
     shown, tools = for_template(tokenizer, messages)
     if answered:
-        return tokenizer.encode_chat(shown, False, tools, Beginning(answer_beginning(tokenizer, thinking).variables))
+        return tokenizer.encode_chat(shown, False, tools, answer_beginning(tokenizer, thinking))
     if begun is None:
-        return tokenizer.encode_chat(shown, True, tools, answer_beginning(tokenizer, thinking))
+        return tokenizer.encode_chat(shown, True, tools, answer_beginning(tokenizer, thinking, written=written))
     opened = thought_beginning(tokenizer, thinking)
     tokens = tokenizer.encode_chat(shown, True, tools, opened) + tokenizer.encode_plain(begun["reasoning_content"])
     return tokens if begun["thinking"] == "open" else tokens + tokenizer.encode(opened.end)

@@ -126,7 +126,7 @@ class Tokenizer:
     ) -> str:  # fmt: skip
         """The text of a chat, by the model's template (see `rung.models.chat.render`), begun as `begin` says."""
         text = chat.render(
-            messages, self.chat_template, bos=self.bos_token, eos=self.eos_token,
+            begin.asking(messages), self.chat_template, bos=self.bos_token, eos=self.eos_token,
             add_generation_prompt=add_generation_prompt, tools=tools, variables=begin.variables,
         )  # fmt: skip
         return begin.edited(text) if add_generation_prompt else text
@@ -242,6 +242,12 @@ class Tokenizer:
         if isinstance(explicit, bool):
             return explicit
         return bool(self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id)
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether a text's first word is read as if a space stood before it."""
+        first = self._backend.encode("a", add_special_tokens=False).tokens[:1]
+        return bool(first) and first[0].startswith("\u2581")
 
     def ends(self, stop: Iterable[str] = ()) -> frozenset[int]:
         """The tokens at which a completion ends: the model's own, and stop texts that are special tokens."""

@@ -395,12 +395,13 @@ class _Reader:
         if len(turn) == 2:
             return prompt, self._answer(turn["content"])
         whole = encode_messages(self.engine.tokenizer, (*before, turn), answered=True)
-        if whole[: len(prompt)] != prompt:
+        shown = prompt if opened else encode_messages(self.engine.tokenizer, before, written=True)
+        if whole[: len(shown)] != shown:
             problem = f"{source}: the model's template writes the assistant's turn {len(before) + 1} of the prompt "
             problem += "differently from what it writes where the turn is predicted"
             hint = "leave out its reasoning_content or tool_calls, or choose another model"
             raise TrainingError("tuning-unsupported", problem, hint=hint)
-        answer, ends = whole[len(prompt) :], self.engine.tokenizer.eos_ids
+        answer, ends = whole[len(shown) :], self.engine.tokenizer.eos_ids
         last = max((i for i, token in enumerate(answer) if token in ends), default=None)
         if last is None:
             return prompt, (*answer, *(() if self.engine.end_token is None else (self.engine.end_token,)))
