@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from random import Random
 
@@ -65,3 +66,32 @@ def test_statistics_are_scikit_learns_and_may_be_bars(folder: Path) -> None:
         assert (refused.exit_code, getattr(refused.exception, "code", "")) == (1, "below-threshold")
     unknown = run(*arguments, "--at-least", "accuracy@9=0.5")
     assert getattr(unknown.exception, "code", "") == "unknown-name"
+
+
+@pytest.mark.parametrize("bar", ["accuracy=nan", "accuracy=-1", "accuracy=200", "accuracy=inf", "accuracy=x", "mae=1"])
+def test_a_bar_that_no_score_can_miss_or_reach_is_refused(folder: Path, bar: str) -> None:
+    refused = run("eval", str(folder / "head"), str(folder / "task.yaml"), "--quiet", "--at-least", bar)
+    assert getattr(refused.exception, "code", "") == "bad-option"
+    assert refused.stdout == ""  # it is refused before anything is measured
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"inputs": ["txt"]}, "missing-column", "reads 'text'.*did you mean 'txt'"),
+        ({"output": {"column": "label", "kind": "text"}}, "bad-option", "the kind category, .* expects text"),
+        ({"output": {"column": "other", "kind": "category"}}, "unknown-label", "the rows expect 'x', 'y'.*it gives"),
+    ],
+)
+def test_a_task_that_the_artifact_does_not_suit_is_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, object], code: str, said: str
+) -> None:
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "txt": row["text"], "other": "xy"[i % 2]}) for i, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    values = json.loads((folder / "task.yaml").read_text()) | changes
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    for command in ("eval", "confidence"):
+        refused = run(command, str(folder / "head"), str(tmp_path / "task.yaml"), "--quiet")
+        assert getattr(refused.exception, "code", "") == code
+        assert re.search(said, f"{refused.exception} {getattr(refused.exception, 'hint', '')}")

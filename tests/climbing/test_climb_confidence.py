@@ -16,7 +16,7 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.data.spec import Confidence as Wanted
-from rung.errors import ConfigError
+from rung.errors import ConfigError, RungError
 from rung.evaluation.calibration import fit
 from rung.evaluation.report.html import page
 from rung.evaluation.result import ClimbResult
@@ -165,9 +165,10 @@ def test_errors(tiny_zero, data):
     for artifact, rows, label, code in (
         (written, data.validation, None, "no-probabilities"),
         (tiny_zero, data.validation, "age limit", "unknown-label"),
+        (tiny_zero, (replace(data.validation[0], outputs=("new",)),), None, "unknown-label"),
         (tiny_zero, (), None, "too-few-rows"),
     ):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(RungError) as caught:
             fit_confidence(artifact, rows, abstain_below=0.5, out_of_scope=label)
         assert caught.value.code == code
 

@@ -257,6 +257,7 @@ def confidence(
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.climbing.conclude import fit_confidence, measure_confidence
     from rung.data.sections import Confidence
+    from rung.evaluation.scoring import check_suits
 
     loaded, progress = options.load_task(task, sets), options.progress(quiet)
     wanted = loaded.confidence or Confidence()
@@ -266,8 +267,11 @@ def confidence(
         raise ConfigError("bad-option", f"--abstain-below is {below:g}", hint="give a number between 0 and 1")
     data = loaded.read()
     validation, test = data.rows_of("validation"), data.rows_of("test")
+    answering = options.load_artifact(artifact, quiet=quiet)
+    check_suits(answering, loaded, validation)
+    check_suits(answering, loaded, test)
     fitted = fit_confidence(
-        options.load_artifact(artifact, quiet=quiet), validation, how,
+        answering, validation, how,
         abstain_below=below, out_of_scope=wanted.out_of_scope, progress=progress,
     )  # fmt: skip
     measured = measure_confidence(fitted, test, fitted_on=len(validation), progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import webbrowser
@@ -284,12 +285,13 @@ def evaluate(
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
     from rung.engines.opening import open_engine
     from rung.evaluation.rag_metrics import FaithfulnessJudge
-    from rung.evaluation.scoring import summarize
+    from rung.evaluation.scoring import check_suits, summarize
 
     part = options.choose("--split", split, ("validation", "test"))
-    bars = [(name, _number(value)) for name, value in options.pairs("--at-least", at_least, "accuracy=0.9")]
+    bars = [(name, _bar(name, value)) for name, value in options.pairs("--at-least", at_least, "accuracy=0.9")]
     loaded = options.load_task(task, sets)
     rows, answering = loaded.read().rows_of(part), options.load_artifact(artifact, quiet=quiet)
+    check_suits(answering, loaded, rows)
     if judge is not None and answering.retriever is None:
         message = f"--judge {judge} has no effect: {artifact} retrieves no documents"
         raise ConfigError("bad-option", message, hint="leave --judge out")
@@ -300,9 +302,6 @@ def evaluate(
     render.result(json, values, lambda: render.scores(values, split), then=then)
     measured = {name: value["score"] for name, value in values["metrics"].items()} | values["whole"]
     for name, bar in bars:
-        if name in ("mae", "rmse", "not_a_number"):
-            hint = "bar the score: --at-least closeness=0.9"
-            raise ConfigError("bad-option", f"--at-least {name}: it is an error, of which less is better", hint=hint)
         if name not in measured:
             more = "; of labels also macro_f2, recall:LABEL, precision:LABEL, f1:LABEL, and accuracy@2 by probabilities"
             hint = f"measured: {', '.join(measured)}{more if loaded.output.kind == 'category' else ''}"
@@ -311,12 +310,20 @@ def evaluate(
             raise ThresholdError("below-threshold", f"{name} is {score:.4f}, below {bar:g}")
 
 
-def _number(text: str) -> float:
+def _bar(name: str, text: str) -> float:
+    """Read the bar of a metric; one that no score can miss or reach, NaN too, would check nothing."""
+    if name in ("mae", "rmse", "not_a_number"):
+        hint = "bar the score: --at-least closeness=0.9"
+        raise ConfigError("bad-option", f"--at-least {name}: it is an error, of which less is better", hint=hint)
+    least = -1 if name == "quadratic_kappa" else 0
     try:
-        return float(text)
+        bar = float(text)
     except ValueError:
-        hint = "write --at-least accuracy=0.9"
-        raise ConfigError("bad-option", f"--at-least: {text!r} is not a number", hint=hint) from None
+        bar = math.nan
+    if not least <= bar <= 1:
+        problem = f"--at-least {name}: {text!r} is not a number from {least} to 1"
+        raise ConfigError("bad-option", problem, hint=f"write --at-least {name}=0.9")
+    return bar
 
 
 def judge(

@@ -19,7 +19,7 @@ from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
 from rung.climbing.confirm import narrow, weigh
 from rung.climbing.next_steps import FEWEST, SHARES, Course, NextSteps, decisions, next_steps
 from rung.data.rows import LABELLED, Example, labels_of
-from rung.errors import ConfigError
+from rung.errors import ConfigError, DataError, suggest
 from rung.evaluation import calibration
 from rung.evaluation.decision import CHEAPER, Decision
 from rung.evaluation.metrics.numbers import number_statistics
@@ -80,6 +80,10 @@ def _fitted(
     labels, kind = artifact.signature.labels, artifact.signature.kind
     probs = np.array([answer.probabilities for answer in answers])
     if kind == "category":
+        for row in rows:
+            if row.outputs[0] not in labels:
+                problem = f"{row.source}: {artifact.name} cannot give the label {row.outputs[0]!r}"
+                raise DataError("unknown-label", problem, hint=suggest(row.outputs[0], labels))
         return calibration.fit(method, probs, [labels.index(row.outputs[0]) for row in rows])
     given, truth = ([_listed(labels, text) for text in texts] for texts in (
         [answer.text for answer in answers], [row.outputs[0] for row in rows],

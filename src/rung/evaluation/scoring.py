@@ -15,8 +15,9 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.parts import Signature
 from rung.data.kinds import BALANCED
-from rung.data.rows import Data, Example, labels_of
-from rung.errors import ConfigError
+from rung.data.rows import SHOWN, Data, Example, labels_of
+from rung.data.texts import canonical
+from rung.errors import ConfigError, DataError, suggest
 from rung.evaluation.decision import gains_only_on
 from rung.evaluation.metrics.base import Case, Metric, RowScore
 from rung.evaluation.metrics.labels import label_f1, label_statistic, macro_f1, macro_f1_interval
@@ -357,6 +358,31 @@ def _whole(task: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
 def notes(rows: Sequence[Prediction]) -> dict[str, int]:
     """Count the metric's notes on rows, by the part before the first colon, most frequent first."""
     return dict(Counter(row.note.split(":")[0] for row in rows if row.note).most_common())
+
+
+def check_suits(artifact: Artifact, task: Task, rows: Sequence[Example]) -> None:
+    """Check that an artifact reads the inputs of a task and gives its kind of answers, before any inference.
+
+    Raises:
+        DataError: `missing-column`: the task lacks an input; `unknown-label`: the artifact can give no expected label.
+        ConfigError: `bad-option`: the task's answers are of another kind.
+    """
+    shape = artifact.signature
+    for name in shape.inputs:
+        if name not in task.inputs:
+            problem = f"{artifact.name} reads {name!r}, which is no input of the task {task.name}"
+            raise DataError(
+                "missing-column", problem, hint=f"name the columns as they were: {suggest(name, task.inputs)}"
+            )
+    if task.output.kind != shape.kind:
+        problem = f"{artifact.name} gives answers of the kind {shape.kind}, and the task {task.name} expects"
+        hint = f"give a task with `kind: {shape.kind}`, such as the one that the artifact was made for"
+        raise ConfigError("bad-option", f"{problem} {task.output.kind}", hint=hint)
+    expected = {label for row in rows for output in row.outputs for label in labels_of(output, shape.kind)}
+    if shape.labels and expected and not {*map(canonical, expected)} & {*map(canonical, shape.labels)}:
+        problem = f"no row expects a label that {artifact.name} can give, so every score would be 0: the rows expect"
+        shown = ", ".join(map(repr, sorted(expected)[:SHOWN]))
+        raise DataError("unknown-label", f"{problem} {shown}", hint=f"it gives {', '.join(shape.labels[:SHOWN])}")
 
 
 def validate_references(task: Task, data: Data) -> None:
