@@ -133,6 +133,22 @@ def test_one_label_is_an_error() -> None:
     assert refused().code == "one-label"
 
 
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ({"kind": "text"}, "Done"), ({"kind": "json"}, {"x": 1}), ({"kind": "multilabel"}, ["x", "y"]),
+        ({"kind": "number", "minimum": 1, "maximum": 5}, 3), ({"kind": "text", "refusal": "unknown"}, ""),
+        ({"kind": "chat"}, [{"role": "assistant", "content": "Done"}]),
+    ],
+)  # fmt: skip
+def test_one_answer_is_a_problem_in_every_kind(output: dict[str, Any], answer: Any) -> None:
+    chat = output["kind"] == "chat"
+    rows = [{"text": [{"role": "user", "content": text}] if chat else text, "label": answer} for text in texts(60)]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task({"train": "a.jsonl"}, output={"column": "label", **output})
+    assert "so whatever always gives it is right" in only(found()[0], "every row expects the same answer, ")
+
+
 @pytest.mark.parametrize(("rows", "enough"), [(4, False), (5, False), (8, True)])
 def test_few_test_rows_can_never_show_a_difference(rows: int, enough: bool) -> None:
     table("a.csv", labelled(300))
@@ -330,6 +346,43 @@ def test_an_input_that_gives_the_answer_away_is_named(column: Any, part: str | N
     task({"train": "a.csv", **HOLDOUT}, inputs=["text", "other"])
     told = found()[1]
     assert [("'other'" in text, part is not None and part in text) for text in told] == [(True, True)] * bool(part)
+
+
+@pytest.mark.parametrize(
+    ("output", "given"),
+    [
+        ({"kind": "multilabel"}, lambda i: (["red", f"size {i % 5}"], f"Size {i % 5}; red")),
+        ({"kind": "multilabel"}, lambda i: (["red", f"size {i % 5}"], ["red", f"size {i % 5}"])),
+        ({"kind": "number"}, lambda i: (f"{i}.5", f"{i}.50")),
+        ({"kind": "json"}, lambda i: ({"x": i, "n": "a"}, {"n": "A", "x": i})),
+        ({"kind": "ranking"}, lambda i: (f"topic {i % 5}", f"it is topic {i % 5}")),
+    ],
+)
+def test_the_answer_in_another_form_is_given_away_in_every_kind(output: dict[str, Any], given: Any) -> None:
+    rows = [{"text": text, "label": given(i)[0], "other": given(i)[1]} for i, text in enumerate(texts(400))]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task({"train": "a.jsonl", **HOLDOUT}, inputs=["text", "other"], output={"column": "label", **output})
+    assert " the answer in 400 of 400 rows" in only(found()[1], "the input 'other' ")
+    for i, row in enumerate(rows):
+        row["other"] = given(i + 1 + i % 3)[1]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [text for text in found()[1] if "'other'" in text] == []
+
+
+@pytest.mark.parametrize(
+    ("system", "given"),
+    [("The answer is yes {i}.", True), ("Say yes 0 to yes 399.", False), ("A note that has yes {i} in it", False)],
+)
+def test_an_answer_in_the_system_turn_is_named(system: str, given: bool) -> None:
+    rows = []
+    for i, text in enumerate(texts(400)):
+        said = system.format(i=i) + (f" {text}" if "note" in system else "")
+        turns = [("system", said), ("user", text), ("assistant", f"yes {i}")]
+        rows.append({"text": [{"role": role, "content": content} for role, content in turns]})
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task({"train": "a.jsonl", **HOLDOUT}, output={"kind": "chat"})
+    told = ["the system text of 'text' contains the answer in 400 of 400 rows: is it known beforehand?"]
+    assert [text for text in found()[1] if "answer in" in text] == told * given
 
 
 def test_answers_that_are_quotes_of_the_input_give_nothing_away() -> None:

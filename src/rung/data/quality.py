@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 from rung.data.examples import NOT_APPROVED
 from rung.data.rows import LABELLED, SHOWN, DataReport, Example, labels_of, normal
 from rung.data.spec import TaskSpec
+from rung.data.texts import number_text, read_number
+from rung.yamlfile import json_value
 
 Rows = Mapping[str, Sequence[Example]]  # by split
 LIMITED = "over the limit"  # why a row is left out that a limit of the task file leaves out
@@ -30,7 +34,10 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
     tested = [
         name for name in ("train", "validation", "test") if name in report.splits and (report.folds or name != "train")
     ]
-    report.problems += _problems(splits, report)
+    report.problems += [
+        *_problems(splits, report),
+        *_one_answer(task, [row for part in splits.values() for row in part]),
+    ]
     report.warnings += _left_out(report)
     if task.output.kind == "category" and (name := task.output.column) in labels:
         report.warnings.append(
@@ -77,6 +84,15 @@ def _problems(splits: Rows, report: DataReport) -> Iterator[str]:
             yield f"{name} has no rows{why}"
     if report.method == "folds" and len(report.folds) < 2 and splits["train"]:
         yield "all rows are in one fold, so none could be fitted on: give more rows, or more groups"
+
+
+def _one_answer(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:
+    """Rows that all expect the same answer, unless a metric of the user looks at something else."""
+    if len(rows) > 1 and ":" not in task.metric_name and len({row.outputs for row in rows}) == 1:
+        yield (
+            f"every row expects the same answer, {rows[0].outputs[0][:80]!r}, so whatever always gives it is right: "
+            "check `output`, or add rows with another answer"
+        )
 
 
 def _left_out(report: DataReport) -> Iterator[str]:
@@ -141,27 +157,54 @@ def _few_of_a_label(task: TaskSpec, splits: Rows, report: DataReport) -> Iterato
 
 def _given_away(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:
     """Inputs that contain the answer, or of which each value has one answer only."""
-    if len(rows) < LEAK_ROWS or task.output.kind in ("chat", "multilabel", "ranking"):
+    kind = task.output.kind
+    if kind == "multilabel":  # a row without labels has nothing to give away
+        rows = [row for row in rows if labels_of(row.outputs[0], kind)]
+    if len(rows) < LEAK_ROWS:
         return
+    what = "contains" if kind in (*LABELLED, "ranking", "chat") else "is"
     answers = [normal(row.outputs[0]) for row in rows]
     for name in task.inputs:
-        values = [normal(row.inputs[name]) for row in rows]
-        if task.output.kind == "category":
-            inside = sum(f" {a} " in f" {v} " or a in _parts(v) for a, v in zip(answers, values, strict=True))
-        else:  # an answer that is a part of the text is usual: a quote, a name
-            inside = sum(a == v for a, v in zip(answers, values, strict=True))
+        if kind == "chat":
+            shown, values = f"the system text of {name!r}", [_system_text(row.inputs[name]) for row in rows]
+            ends = zip(min(values), max(values), strict=False)
+            shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))  # the instruction of all rows
+            inside = sum(a in v and 2 * len(a) >= len(v) - shared > 0 for a, v in zip(answers, values, strict=True))
+        else:
+            shown, values = f"the input {name!r}", [normal(row.inputs[name]) for row in rows]
+            inside = sum(_gives(value, answer, task) for value, answer in zip(values, answers, strict=True))
         if inside >= LEAK_SHARE * len(rows):
-            what = "contains" if task.output.kind == "category" else "is"
-            yield f"the input {name!r} {what} the answer in {inside:,} of {len(rows):,} rows: is it known beforehand?"
+            yield f"{shown} {what} the answer in {inside:,} of {len(rows):,} rows: is it known beforehand?"
         elif len(task.inputs) > 1 and determines(values, answers, REPEATED):
             yield (
-                f"the input {name!r} determines the answer: all rows with one of its {len(set(values)):,} values have "
+                f"{shown} determines the answer: all rows with one of its {len(set(values)):,} values have "
                 "the same answer. Leave it out of `inputs` if it is not known beforehand"
             )
 
 
+def _system_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    return " ".join(normal(turn["content"]) for turn in turns if turn["role"] == "system")
+
+
+def _gives(value: str, answer: str, task: TaskSpec) -> bool:
+    """Whether the value of an input gives the answer of its row away; both are `normal`."""
+    output = task.output
+    if output.kind in (*LABELLED, "ranking"):
+        parts = _parts(value)
+        labels = labels_of(answer, output.kind) or (answer,)
+        return all(f" {label} " in f" {value} " or label in parts for label in labels)
+    if value == answer:  # one that is a part of the text is usual: a quote, a name
+        return True
+    try:
+        if output.kind == "number":
+            return number_text(read_number(value, output.decimal, output.unit)) == answer
+        return output.kind == "json" and bool(json_value(value) == json_value(answer))
+    except ValueError:
+        return False
+
+
 def _parts(value: str) -> set[str]:
-    for mark in ">/|;,:":
+    for mark in '>/|;,:[]"':
         value = value.replace(mark, "\n")
     return {part.strip() for part in value.split("\n")}
 
