@@ -418,6 +418,10 @@ def run(folder, tmp_path):
 def test_a_run_folder_stands_for_its_recommended_artifact(artifact, folder, run):
     assert Artifact.load(run).signature == artifact.signature
     assert fingerprint(run) == fingerprint(folder)
+    (run / "report.json").write_text(sealed({"recommended": "zero", "rungs": [{"name": "zero", "score": None}]}))
+    for told in ("run", "ab"), ("predict", "rows.csv"), ("serve",):
+        with pytest.raises(ArtifactError, match="recommends nothing: it did not measure zero"):
+            command(told[0], run, *told[1:])
     (run / "report.json").unlink()
     with pytest.raises(ArtifactError, match="recommends nothing yet"):
         Artifact.load(run)

@@ -2,7 +2,7 @@
 
 import json
 import webbrowser
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
@@ -64,6 +64,16 @@ def test_all_suspects_are_printed_training_rows_too(run):
     ]  # fmt: skip
     assert [line.split()[0] for line in lines if line.startswith("train")] == [f"train.csv:{n}" for n in range(2, 32)]
     assert lines[-2] == "31 rows of zero-shot: label suspect"
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("wrong", 0), ("broken", 0), ("suspect", 31)])
+def test_rows_of_a_climb_that_measured_nothing(run, kind, rows):
+    result = ClimbResult.read(run)
+    none = replace(result.rungs[0], score=None, n=0)
+    replace(result, rungs=(none,), decision="Nothing was measured.").write(run)
+    done = CliRunner().invoke(app, ["report", str(run), "--rows", kind], catch_exceptions=False)
+    assert (done.exit_code, "Nothing was measured." in done.stderr) == (0, True)
+    assert f"{rows} rows of zero-shot" in done.stdout
 
 
 def test_the_page_is_opened(run, monkeypatch):

@@ -16,6 +16,7 @@ from rung.climbing import choice
 from rung.climbing import run as run_module
 from rung.climbing.budget import Budget, Limits
 from rung.climbing.store import RunStore
+from rung.errors import ArtifactError
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
 from rung.evaluation.result import YARDSTICK
@@ -355,6 +356,9 @@ def test_without_a_row_nothing_is_claimed(stage):
     assert done.result.decision == "Nothing was measured: not tried for lack of budget: zero-shot, head."
     assert all(rung.score is None for rung in done.result.rungs)
     assert "Nothing was measured" in write_html(done.result, done.predictions, done.folder).read_text()
+    assert not any("answered" in note or "confirmed" in note for note in done.result.notes)
+    with pytest.raises(ArtifactError, match=r"recommends nothing: it did not measure zero-shot"):
+        _ = done.recommended
 
 
 def test_what_was_not_tried_is_one_line_with_time_and_gain(stage):

@@ -40,7 +40,7 @@ def artifact_folder(folder: Path) -> Path:
     """Find the artifact in a folder: the folder itself, or the recommended artifact of the run folder of a climb.
 
     Raises:
-        ArtifactError: `wrong-folder`: it is a run folder of a climb that has not finished.
+        ArtifactError: `wrong-folder`: it is a run folder of a climb that has not finished, or that measured nothing.
     """
     report = folder / "report.json"
     if (folder / MANIFEST).is_file() or not (report.is_file() or (folder / "climb.json").is_file()):
@@ -48,10 +48,20 @@ def artifact_folder(folder: Path) -> Path:
     if not report.is_file():
         hint = "finish it with `rung climb TASK --resume`, or name an artifact below its folder `rungs`"
         raise ArtifactError("wrong-folder", f"the climb in {folder} recommends nothing yet", hint=hint)
-    name = str(read_sealed(report, partial(damaged, report)).get("recommended"))
+    values = read_sealed(report, partial(damaged, report))
+    name = str(values.get("recommended"))
+    if any(rung.get("name") == name and rung.get("score") is None for rung in values.get("rungs", ())):
+        raise nothing_recommended(folder, name)
     if name in (".", "..") or name != Path(name).name:
         raise damaged(report, "does not name the recommended artifact")
     return folder / "rungs" / name / "artifact"
+
+
+def nothing_recommended(folder: Path, name: str) -> ArtifactError:
+    """The error where a climb ended before it measured the artifact that it began with."""
+    problem = f"the climb in {folder} recommends nothing: it did not measure {name}"
+    hint = "go on with `rung climb TASK --resume` and more --budget, or name an artifact below its folder `rungs`"
+    return ArtifactError("wrong-folder", problem, hint=hint)
 
 
 def check_new(folder: Path) -> None:

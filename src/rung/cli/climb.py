@@ -260,6 +260,8 @@ def report(
         render.result(json, result.summary(), lambda: render.climb_report(result, run))
     else:
         kind = options.choose("--rows", rows, tuple(KINDS))
+        if not result.recommends:
+            render.note(result.decision)
         found = answered_rows(result, {rung.name: watch_predictions(run, rung.name) for rung in measured(result)})
         chosen = found.chosen(found.place, {"kind": kind})
         then = ("rung", "report", run, "--open")

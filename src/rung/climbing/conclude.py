@@ -184,7 +184,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         budget_seconds=state.options.budget_seconds, recommended=best,
         decision=decision(state, found, best, blocked), rungs=rungs, comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), confidence=confidence,
-        notes=(how_measured(state, _tested(state, best)), *unmade, *unsure, *remarks),
+        notes=(*_measured_how(state, best), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
@@ -291,31 +291,37 @@ def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
     return best, (text,)
 
 
-def _tested(state: ClimbState, best: str) -> int:
-    """The confirming rows that the recommended arm and the incumbent both answered."""
-    return min(len(state.scores(state.arms[name], state.confirm)) for name in (best, state.incumbent))
+def _measured_how(state: ClimbState, best: str) -> tuple[str, ...]:
+    """How it was measured, on the rows that the recommended arm and the incumbent both answered; () for nothing."""
+    if len(_unmeasured(state)) == len(state.arms):
+        return ()
+    tested = min(len(state.scores(state.arms[name], state.confirm)) for name in (best, state.incumbent))
+    return (how_measured(state, tested, made=None in state.arms[best].artifacts),)
 
 
-def how_measured(state: ClimbState, tested: int) -> str:
+def how_measured(state: ClimbState, tested: int, *, made: bool = True) -> str:
     """Which rows the arms are compared on, and how, where the metric has no scores of single rows.
 
-    `tested` is the number of confirming rows that are answered.
+    `tested` is the number of confirming rows that are answered; `made` says whether the recommended artifact is made.
     """
+    compared = _compared(state, tested, made)
     if not state.whole:
-        return _compared(state, tested)
+        return compared
     return (
-        f"{_compared(state, tested)}; {state.metric} is one number for all rows, so no arm left the race early, and "
+        f"{compared}; {state.metric} is one number for all rows, so no arm left the race early, and "
         "differences were tested by the jackknife; rows are fixed and broken by themselves"
     )
 
 
-def _compared(state: ClimbState, tested: int) -> str:
-    if state.search is state.confirm:
-        return (
-            f"{len(state.confirm)} labelled rows are few, so every row was answered by artifacts that were made "
-            f"without it ({len(state.data.folds)} folds); the recommended artifact was then made from all rows"
-        )
+def _compared(state: ClimbState, tested: int, made: bool) -> str:
     part = "" if tested == len(state.confirm) else f"{tested} of "
+    if state.search is state.confirm:
+        some = f"{tested} of them were" if part else "every row was"
+        more = "; the recommended artifact was then made from all rows" if made else ""
+        return (
+            f"{len(state.confirm)} labelled rows are few, so {some} answered by artifacts that were made without "
+            f"{'them' if part else 'it'} ({len(state.data.folds)} folds){more}"
+        )
     test = f"{part}{len(state.confirm)} test rows that nothing was trained or chosen on"
     if state.data.folds:
         return f"raced on {len(state.search)} rows out of fold, and confirmed on {test}"

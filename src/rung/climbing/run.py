@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
+from rung.artifact.files import nothing_recommended
 from rung.climbing.arms import ClimbState
 from rung.climbing.budget import Budget, Limits, parse_budget
 from rung.climbing.check import validate_task
@@ -60,7 +61,9 @@ class Climb:
 
     @property
     def recommended(self) -> Artifact:
-        """The recommended artifact, ready to predict, save and serve."""
+        """The recommended artifact, ready to predict, save and serve; an ArtifactError if nothing was measured."""
+        if not self.result.recommends:
+            raise nothing_recommended(self.folder, self.result.recommended)
         return self.artifact(self.result.recommended)
 
     def artifact(self, name: str) -> Artifact:

@@ -252,6 +252,11 @@ class ClimbResult:
     def __repr__(self) -> str:
         return f"ClimbResult({self.task}: {self.decision})"
 
+    @property
+    def recommends(self) -> bool:
+        """Whether the recommendation was measured: a climb whose budget ended before has none."""
+        return any(rung.score is not None for rung in self.rungs if rung.name == self.recommended)
+
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
         return {

@@ -194,7 +194,7 @@ def answered_rows(
     result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]], *, prompts: int = 0
 ) -> AnsweredRows:
     """Put together what every rung answered to each row; the first rows have the recommended rung's prompt."""
-    arms = [rung.name for rung in words.measured(result)]
+    arms = [rung.name for rung in words.measured(result)] or [result.recommended]  # which then answered no row
     answered = {name: {(row.split, row.id): row for row in predictions.get(name, ())} for name in arms}
     keys = list(dict.fromkeys(key for name in (result.recommended, *arms) for key in answered.get(name, ())))
     best = answered.get(result.recommended, {})

@@ -155,7 +155,7 @@ def _candidates(runs: Sequence[RunFolder], current: Promotion | None) -> tuple[P
             continue
         result = report_of(run)
         folder = run.artifact(result.recommended)
-        if (folder / MANIFEST).is_file() and (mark := fingerprint(folder)) != served:
+        if result.recommends and (folder / MANIFEST).is_file() and (mark := fingerprint(folder)) != served:
             candidates.append(PromotionCandidate(run, result.recommended, mark, result.decision, (), None))
     return tuple(candidates)
 
