@@ -210,6 +210,46 @@ def test_a_cheaper_arm_that_is_worse_by_the_margin_passes_in_at_most_5_percent()
     assert 0 < passed / runs <= above(0.05, runs)
 
 
+@pytest.mark.parametrize("n", [16, 40, 100])
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_rare_and_large_loss_passes_in_at_most_5_percent(n, looked):
+    """Few rows do not show it, and all the others are equal, or a little better."""
+    runs, generator = 300, np.random.default_rng(n)
+    options = {"looked": True, "complete": ("0", "1")} if looked else {}
+
+    def decided(gain, mean, cost):
+        """Rows gain as much as there is room for; some lose all instead, so that the arms differ by `mean`."""
+        zero = generator.beta(0.6, 0.6, n)
+        room = np.minimum(gain, 1 - zero)
+        losing = (np.minimum(gain, 1 - generator.beta(0.6, 0.6, 100_000)).mean() - mean) / (0.5 + gain)
+        arm = np.where(generator.random(n) < losing, 0.0, zero + room)
+        scores = {"0": list(zero), "1": list(np.minimum(arm, 1.0))}
+        return decide(scores, {"0": 1, "1": cost}, "0", binary=False, seed=0, **options).verdicts["1"]
+
+    passed = sum(decided(0.0, -0.02, 0.5).passed for _ in range(runs))
+    better = sum(decided(0.05, 0.0, 2).outcome == "better" for _ in range(runs))
+    assert max(passed, better) / runs <= above(0.05, runs)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.4])
+def test_rows_that_do_not_differ_prove_little_while_they_are_few(score):
+    """Both arms once had 0.0 % of 16 rows, and the cheaper one was recommended as equal within 2 points."""
+    for n, passed in ((5, False), (16, False), (100, False), (150, True)):
+        found = decide({"0": [score] * n, "1": [score] * n}, {"0": 10, "1": 1}, "0", binary=False, seed=0)
+        assert found.verdicts["1"].passed == passed
+        assert found.verdicts["1"].low == pytest.approx(delta_interval(0, 0, n, 0.9).low, abs=1e-9)
+
+
+def test_a_metric_of_a_narrow_range_loses_at_most_that():
+    """A score such as chrF never falls from 1 to 0, and 40 rows with the same gain are enough."""
+    wide, narrow = [0.0, 1.0] * 20, [0.5] * 40
+    for zero, better in ((wide, False), (narrow, True)):
+        found = decide(
+            {"0": zero, "1": [min(1.0, s + 0.04) for s in zero]}, {"0": 1, "1": 2}, "0", binary=False, seed=0
+        )
+        assert (found.verdicts["1"].outcome == "better") == better
+
+
 def test_an_equal_at_a_fiftieth_of_the_cost_is_recommended_once_a_loss_is_ruled_out():
     for n, equal in ((100, False), (200, True)):
         scores, costs = named([[0.0, 1.0] * (n // 2)] * 2, [50, 1])

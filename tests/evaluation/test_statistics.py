@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -21,6 +22,8 @@ from rung.evaluation.statistics import (
     mcnemar_exact,
     mean_interval,
     paired_bootstrap,
+    score_low,
+    score_p,
     sign_test,
     wilson,
 )
@@ -92,6 +95,40 @@ def test_tango_published_example() -> None:
     """Airway hyper-responsiveness, Bentur et al. 2009, in Fagerland, Lydersen & Laake: -0.517 to -0.026."""
     low, high = delta_interval(1, 7, 21)
     assert (round(low, 3), round(high, 3)) == (-0.517, -0.026)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_bounded_scores_have_tangos_interval_where_they_are_0_and_1(alpha: float) -> None:
+    for fixed, broken, n in itertools.product((0, 1, 5), (0, 2, 7), (7, 12, 40)):
+        difference = np.array([1.0] * fixed + [-1.0] * broken + [0.0] * (n - fixed - broken))[:n]
+        fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+        tango = delta_interval(fixed, broken, n, 1 - 2 * alpha).low
+        assert score_low(difference, alpha) == pytest.approx(tango, abs=1e-9)
+        assert (score_p(difference) < alpha) == (tango > 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_score_has_the_variance_of_the_likeliest_distribution(seed: int) -> None:
+    """Scipy maximizes the likelihood over the differences and -1, which was not seen."""
+    generator = np.random.default_rng(seed)
+    seen = generator.choice([0.0, 0.05, 0.3, -0.4, 0.9], 12, p=[0.3, 0.4, 0.2, 0.05, 0.05])
+    mean = float(seen.mean()) - 0.1
+    support = np.append(seen, -1.0)
+    found = scipy.optimize.minimize(
+        lambda w: -np.log(np.maximum(w[:-1], 1e-12)).sum(), np.full(13, 1 / 13), method="SLSQP", bounds=[(0, 1)] * 13,
+        constraints=[{"type": "eq", "fun": lambda w: w.sum() - 1}, {"type": "eq", "fun": lambda w: w @ support - mean}],
+        options={"ftol": 1e-13, "maxiter": 1000},
+    )  # fmt: skip
+    assert found.success
+    variance = found.x @ support**2 - mean**2
+    expected = (seen.mean() - mean) / math.sqrt(variance / 12)
+    assert statistics._score(seen, mean) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_bounded_interval_at_its_edges() -> None:
+    assert score_low(np.full(4, -1.0), 0.05) == -1.0
+    assert score_p(np.full(4, -1.0)) == score_p(np.zeros(4)) == 1.0
+    assert score_low(np.ones(100), 0.05) == pytest.approx(delta_interval(100, 0, 100, 0.9).low, abs=1e-9)
 
 
 def test_tango_edges() -> None:

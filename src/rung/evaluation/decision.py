@@ -4,10 +4,10 @@ An arm is one customized artifact; the incumbent is what is used without a decis
 are pure functions of scores in [0, 1], paired by row. docs/decision.md explains the method on one page.
 
 * The *gate* decides what may be recommended: an arm that is better than the incumbent (one-sided mid-p McNemar for
-  scores of 0 and 1, one-sided paired sign flip else, Holm 1979 over the comparisons with the incumbent), or one that is
-  cheaper and worse by less than a margin (non-inferiority: the lower end of the interval is above -margin; for scores
-  of 0 and 1 it is that of Tango 1998). At level .05 this bounds the probability of recommending anything that is not
-  better, or cheaper and within the margin.
+  scores of 0 and 1; else both the one-sided paired sign flip and the score test on bounded scores; Holm 1979 over the
+  comparisons with the incumbent), or one that is cheaper and worse by less than a margin (non-inferiority: the lower
+  end of the interval is above -margin; it is that of Tango 1998, see `score_low`). At level .05 this bounds the
+  probability of recommending anything that is not better, or cheaper and within the margin.
 * The *choice* among those that pass claims nothing, so it needs no correction. It takes the cheapest whose expected
   regret is at most `within`, else the one of least regret. The regret is how far an arm is below the best one (Chick &
   Inoue, New two-stage and sequential procedures for selecting the best simulated system, Operations Research 49, 2001),
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -35,7 +35,16 @@ from rung.evaluation.racing import CHEAPER as CHEAPER
 from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.racing import chance_better as chance_better
 from rung.evaluation.racing import futile as futile
-from rung.evaluation.statistics import Array, delta_interval, holm, is_binary, mcnemar_midp, subset_means
+from rung.evaluation.statistics import (
+    Array,
+    delta_interval,
+    holm,
+    is_binary,
+    mcnemar_midp,
+    score_low,
+    score_p,
+    subset_means,
+)
 
 Outcome = Literal["better", "worse", "equivalent", "unclear"]
 
@@ -118,7 +127,7 @@ def decide(
     left = (1 - BETS) / 2**endings
     shares = {name: left if name in complete else left / 2 if ended else 0.0 for name in rows}
     pairs = {
-        name: _Pair.of(rows[incumbent], own, exact=exact, looked=looked, share=shares[name], seed=seed)
+        name: _Pair.of(rows[incumbent], own, exact, bounded, looked=looked, share=shares[name], seed=seed)
         for name, own in rows.items()
         if name != incumbent
     }
@@ -220,18 +229,24 @@ class _Pair:
 
     difference: Array
     exact: bool
+    largest: float  # loss on a row that the scores suggest; 0 where they are not bounded
     looked: bool
     share: float  # of the level, for the test on all these rows, where they were looked at; 0 for none
     means: Array  # of subsets of the differences; empty where they are not needed
 
     @classmethod
-    def of(cls, incumbent: Array, arm: Array, *, exact: bool, looked: bool, share: float, seed: int) -> _Pair:
+    def of(
+        cls, incumbent: Array, arm: Array, exact: bool, bounded: bool, *, looked: bool, share: float, seed: int
+    ) -> _Pair:
         difference = _difference(incumbent, arm)
-        flips = len(difference) and not exact and (share > 0 or not looked)
-        return cls(difference, exact, looked, share, subset_means(difference, seed=seed) if flips else _NONE)
+        n = len(difference)
+        flips = n and not exact and (share > 0 or not looked)
+        seen = float(np.ptp([incumbent[:n], arm[:n]])) if n else 0.0  # of a metric such as chrF, less than from 0 to 1
+        means = subset_means(difference, seed=seed) if flips else _NONE
+        return cls(difference, exact, (seen or 1.0) if bounded else 0.0, looked, share, means)
 
     def mirrored(self) -> _Pair:
-        return _Pair(-self.difference, self.exact, self.looked, self.share, -self.means[::-1])
+        return replace(self, difference=-self.difference, means=-self.means[::-1])
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -250,7 +265,8 @@ class _Pair:
     def _p_of_all(self) -> float:
         if self.exact:
             return mcnemar_midp(*self.counts)
-        return float(1 + (self.means <= 0).sum()) / (1 + len(self.means))
+        p = float(1 + (self.means <= 0).sum()) / (1 + len(self.means))
+        return max(p, score_p(self.difference / self.largest)) if self.largest else p
 
     def low(self, alpha: float) -> float:
         """The lower end of the difference at a one-sided level."""
@@ -265,11 +281,12 @@ class _Pair:
         if self.exact:
             return delta_interval(*self.counts, len(self.difference), 1 - 2 * alpha).low
         rank = math.ceil(alpha * (1 + len(self.means)) - 1 - 1e-9)
-        return max(-1.0, float(self.means[rank - 1])) if rank > 0 else -1.0
+        low = max(-1.0, float(self.means[rank - 1])) if rank > 0 else -1.0
+        return min(low, self.largest * score_low(self.difference / self.largest, alpha)) if self.largest else low
 
     @property
     def method(self) -> str:
-        test = "mcnemar-midp" if self.exact else "sign-flip"
+        test = "mcnemar-midp" if self.exact else "sign-flip, score" if self.largest else "sign-flip"
         return test if not self.looked else f"{test}, betting" if self.share else "betting"
 
 
