@@ -1,8 +1,11 @@
 import pytest
 
+from rung.cli.main import main
+from rung.climbing.check import check_task
 from rung.errors import ModelError
 from rung.models.chat import render
-from templates import CHATML, CHATS, GEMMA, LLAMA3, QWEN, TEMPLATES
+from rung.task import Task
+from templates import CHATML, CHATS, GEMMA, LLAMA3, QWEN, TEMPLATES, with_template
 
 BOS, EOS = "<s>", "</s>"
 TOOLS = [{"type": "function", "function": {"name": "é", "parameters": {"type": "object", "a": [1, None, True]}}}]
@@ -115,3 +118,25 @@ def test_without_a_template_a_cue_that_ends_in_white_space_stands_right_before_a
         {"role": "user", "content": "chien = "},
     ]  # fmt: skip
     assert render(chat, None, bos=BOS, eos=EOS) == "Translate.\n\n\nchat = cat \n\nchien = "
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "message"),
+    [
+        ("x\n{% if %}", "model-damaged", "line 2"),
+        ("{{ raise_exception('never') }}", "chat-template-refused", "never"),
+        ("Hello", "chat-template-refused", "does not show the text"),
+    ],
+)
+def test_a_broken_template_is_found_before_a_climb(
+    template, code, message, tiny_folder, small_task_file, tmp_path, monkeypatch, capsys
+):
+    folder = str(with_template(tiny_folder, tmp_path / "broken", template))
+    with pytest.raises(ModelError, match=message) as caught:
+        check_task(Task.load(small_task_file, {"model": folder}))
+    assert (caught.value.code, "lists of parts" in caught.value.hint) == (code, False)
+    assert "--set model=" in str(caught.value.where)
+    monkeypatch.setattr("sys.argv", ["rung", "models", "show", folder])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in " ".join(capsys.readouterr().err.split())

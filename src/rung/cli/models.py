@@ -52,6 +52,8 @@ def show(
     from rung.models.embedded import find
     from rung.models.open_models import find as find_open
     from rung.models.reference import is_cached, resolve
+    from rung.models.thinking import answer_beginning
+    from rung.models.tokenizer import Tokenizer
 
     known, listed = find(reference), find_open(reference)
     about = {} if known is None else {"kind": known.kind, "source": known.source, "about": known.about}
@@ -65,6 +67,8 @@ def show(
     else:
         files = resolve(reference, progress=options.progress(quiet))
         verify(files)
+        if kind_of(files) == "language model":
+            answer_beginning(Tokenizer.load(files.folder))  # raises where its chat template shows no conversation
         facts = {**asdict(files), "folder": str(files.folder), "kind": kind_of(files), **about, "cached": True}
         then = _starting(reference, files)
     render.result(json, facts, lambda: render.facts(facts, width=18), then=then)

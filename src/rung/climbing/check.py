@@ -30,6 +30,7 @@ from rung.evaluation.scoring import validate_references
 from rung.models.checkpoint import ModelKind, verify
 from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
+from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
 from rung.retrieval.documents import Listing, list_sources, refuse_measured_rows
 from rung.rungs import build
@@ -400,7 +401,7 @@ def _at_hand(reference: str, kind: ModelKind) -> ModelFiles | None:
     """The files of a model if they are here already; a check is not worth a download.
 
     Raises:
-        ModelError: the model is unknown, damaged or of another kind.
+        ModelError: the model is unknown, damaged or of another kind, or its chat template shows no conversation.
     """
     if is_endpoint(reference):
         return None
@@ -412,6 +413,8 @@ def _at_hand(reference: str, kind: ModelKind) -> ModelFiles | None:
         return None
     if files is not None and find_spec("transformers") is not None:
         verify(files, kind)  # a damaged model is a problem now, not at the first row of a climb
+    if files is not None and kind == "language model":
+        answer_beginning(Tokenizer.load(files.folder))  # and so is a chat template that refuses a plain request
     return files
 
 

@@ -170,14 +170,16 @@ def _unusable(tokenizer: Tokenizer) -> ModelError:
     """Say why no answer can begin: what the template says of a question, or of a question and an answer."""
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     why = "the model's chat template does not show the text of an assistant's turn"
-    hint = "choose a model for text whose template shows plain conversations"
+    hint = (
+        "correct the model's chat template, or choose another model: a question and its answer are all it has to show"
+    )
     try:
         tokenizer.render(turns[:1])
         tokenizer.render(turns, False)
     except ModelError as refused:
         if refused.code != "chat-template-refused":
             return refused
-        why, hint = refused.message, refused.hint or hint
+        why = refused.message
     parts = [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
     with suppress(ModelError):
         if _ANSWER in tokenizer.render(parts, False):
