@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from rung.errors import ArtifactError
+from rung.errors import ArtifactError, Location, RungError
 from rung.models.cache import file_sha256
 from rung.yamlfile import read_object
 
@@ -29,6 +30,8 @@ SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 ADAPTION_PROMPT = "ADAPTION_PROMPT"
 # What an adapter holds besides updates of layers, so that no other adapter can stand beside it on a model.
 WHOLE = ("modules_to_save", "trainable_token_indices", "target_parameters")
+# Types of which several adapters stand on a model. Those of others may share tensors, as VeRA's share projections.
+TOGETHER = ("LORA", "ADALORA", "IA3")
 MAX_PATTERN, MAX_REPEATS = 2000, 3  # characters and repeats of a regular expression for names of layers
 OPENERS = {  # kind of change -> module and class; `CLASS.from_dict(model, settings)` puts it on the model
     "patch": ("rung.training.changes", "Patch"),
@@ -72,7 +75,11 @@ def attach(model: Any, folder: Path, *, fingerprint: str) -> Any:
     """
     settings = settings_for(folder, fingerprint)
     module, name = OPENERS[_kind(folder, settings)]
-    change: WeightsChange = getattr(import_module(module), name).from_dict(model, settings)
+    try:
+        change: WeightsChange = getattr(import_module(module), name).from_dict(model, settings)
+    except RungError as error:
+        error.where = error.where or Location(str(folder))
+        raise
     try:
         change.read(folder)
     except BaseException:
@@ -86,7 +93,12 @@ def family_of(folder: Path) -> str | None:
     settings = read_settings(folder)
     if _kind(folder, settings) != "peft":
         return None
-    return str(folder) if any(settings.get(key) for key in WHOLE) else str(settings.get("peft_type"))
+    return str(folder) if stands_alone(settings) else str(settings["peft_type"])
+
+
+def stands_alone(settings: Mapping[str, Any]) -> bool:
+    """Whether no other adapter can stand on the model beside a PEFT adapter with these settings."""
+    return settings["peft_type"] not in TOGETHER or any(settings.get(key) for key in WHOLE)
 
 
 def settings_for(folder: Path, fingerprint: str) -> dict[str, Any]:
@@ -110,6 +122,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
         if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
             settings = read_object(folder / name)
+            if weights == "adapter_model" and not isinstance(settings.get("peft_type"), str):
+                problem = f"{folder / name}: peft_type is missing, or no text: the adapter does not say what it is"
+                hint = 'write what it was trained as, such as "peft_type": "LORA"'
+                raise ArtifactError("artifact-damaged", problem, hint=hint)
             _check_patterns(folder / name, settings)
             return settings
     problem = f"{folder} holds no adapter_model.safetensors and adapter_config.json"

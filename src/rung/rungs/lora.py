@@ -127,10 +127,11 @@ class LoRA(FineTune):
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose updates are zero, on all linear layers, or on those of `continue_from`."""
         del artifact
-        from rung.training.peft import PeftAdapter, alone_or
+        from rung.engines.changes import stands_alone
+        from rung.training.peft import PeftAdapter
 
         config = self._config(engine)
-        engine.make_room(alone_or(config, "alone"))
+        engine.make_room("alone" if stands_alone(vars(config)) else str(config.peft_type.value))
         return PeftAdapter(engine.model, config)
 
     def reached_share(self, engine: TorchEngine) -> float | None:

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from rung.errors import ArtifactError
 from rung.training.changes import Hooked, mismatch, read_into, write_settings, write_tensors
 from rung.training.layers import decoder_layers, sublayer, unknown_layers
-from rung.training.peft import peft, write_peft_folder
+from rung.training.peft import count_setting, peft, write_peft_folder
 
 # `_queries` is known to compute the queries of these as they do themselves; a test compares the two for each.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")
@@ -97,10 +97,10 @@ class AdaptionPrompt(AddedParts):
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
         """Make the prompts that an adapter_config.json names."""
-        layers, depth = int(values["adapter_layers"]), len(decoder_layers(model))
+        layers, depth = count_setting(values, "adapter_layers"), len(decoder_layers(model))
         if layers > depth:
             raise mismatch(f"the adapter has prompts for {layers} layers, the model has {depth}")
-        return cls(model, int(values["adapter_len"]), layers)
+        return cls(model, count_setting(values, "adapter_len"), layers)
 
     def added(self, parts: Parts, module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         """Attend from the layer's queries to its prompt."""

@@ -29,7 +29,19 @@ MEANING: Mapping[str, Any] = {  # settings without which an adapter's tensors do
     "feedforward_modules": [],
 }  # fmt: skip
 RUNG_SETTINGS = {"r": "rank", "lora_alpha": "alpha", "alpha_pattern": "alpha_pattern"}  # what a rung calls them
-UNCHANGING_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base model as it is
+# Settings of LoRA that make it another computation, and what each of them does.
+UNSUPPORTED: Mapping[str, str] = {
+    "layer_replication": "repeats layers of the base model",
+    "alora_invocation_tokens": "acts only on the tokens after a text that invokes it",
+    "arrow_config": "routes between other adapters",
+    "kasa_config": "takes a part out of the base model's weights",
+    "megatron_config": "is made for layers of Megatron",
+    "monteclora_config": "draws its update at random",
+    "use_bdlora": "has matrices in blocks",
+    "use_qalora": "averages groups of inputs",
+}
+# Initializations that leave the base model as it is.
+UNCHANGING_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _PARAMETERS: WeakKeyDictionary[Any, dict[str, torch.nn.Parameter]] = WeakKeyDictionary()
 
 
@@ -113,7 +125,7 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
         EngineError: it changes the base model itself.
     """
     theirs = settings_for(folder, fingerprint)
-    check_leaves_base_unchanged(theirs)
+    check_supported(theirs)
     with tempfile.TemporaryDirectory() as scratch:
         change.write(Path(scratch), fingerprint)
         ours = settings_for(Path(scratch), fingerprint)
@@ -137,25 +149,31 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     change.read(folder)
 
 
-def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
-    """Refuse an adapter with this adapter_config.json if it changes the base model itself, which others share.
+def check_supported(values: dict[str, Any]) -> None:
+    """Refuse an adapter with this adapter_config.json if it would not run as PEFT runs it, or changes the base model.
 
     Raises:
-        EngineError: it holds biases, adds layers, or initializes itself (PiSSA, OLoRA, CorDA, LoftQ)
-            with a part of the weights that PEFT takes out of the base model.
+        EngineError: it holds biases, adds layers, initializes itself (PiSSA, OLoRA, CorDA, LoftQ) with a part of the
+            weights that PEFT takes out of the base model, which others share, or computes something else than LoRA.
     """
-    does = ""
+    does = ", ".join(f"{what} ({key})" for key, what in UNSUPPORTED.items() if is_set(values.get(key)))
     if (biases := values.get("bias", "none")) != "none":
         does = f"holds the base model's biases besides its updates (bias: {biases})"
-    elif values.get("layer_replication"):
-        does = "repeats layers of the base model (layer_replication)"
     elif (start := values.get("init_lora_weights", True)) not in UNCHANGING_STARTS:
         does = f"takes its start out of the base model's weights (init_lora_weights: {start})"
     if does:
-        raise EngineError(
-            "adapter-unsupported", f"the adapter {does}",
-            hint="merge it with PEFT's merge_and_unload, and use the merged folder as the model",
-        )  # fmt: skip
+        raise unsupported_adapter(does)
+
+
+def is_set(value: Any) -> bool:
+    """Whether a setting switches something on: an empty object does, as it stands for PEFT's defaults."""
+    return value not in (None, False, [])
+
+
+def unsupported_adapter(does: str) -> EngineError:
+    """The error that Rung does not run an adapter as PEFT does, because of what it does."""
+    hint = "if PEFT's merge_and_unload can merge it, use the merged folder as the model"
+    return EngineError("adapter-unsupported", f"the adapter {does}", hint=hint)
 
 
 def keep(change: Change, fingerprint: str) -> Path:
@@ -188,11 +206,45 @@ def mismatch(what: str) -> ArtifactError:
     return ArtifactError("adapter-mismatch", what, hint="open it on the model that it was trained on")
 
 
-def read_tensors(file: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a safetensors file; an ArtifactError if its tensors' names or shapes are not those that are expected."""
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; an ArtifactError if it is damaged, or holds values that are no numbers."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors: dict[str, torch.Tensor] = load_file(file)
+    hint = "its training has diverged, or the file is damaged: fetch or train it again"
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    except SafetensorError as broken:
+        raise ArtifactError("artifact-damaged", f"{file}: {broken}", hint=hint) from broken
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            problem = f"{file}: the tensor {name} holds values that are no numbers (NaN or infinite)"
+            raise ArtifactError("artifact-damaged", problem, hint=hint)
+    return tensors
+
+
+def read_tensors(
+    file: Path, expected: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Read a safetensors file; an ArtifactError if its tensors' names or shapes are not those that are expected.
+
+    PEFT writes the embeddings and the output layer of the base model beside updates of them. Such copies are left out
+    where they equal the tensors in `base`, which other changes share, and refused where they do not.
+    """
+    tensors = load_tensors(file)
+    for name in sorted(tensors.keys() - expected.keys()):
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own = (base or {}).get(plain)
+        if own is None or own.shape != tensors[name].shape:
+            continue
+        copy = tensors.pop(name).to(own.device)
+        # The base model may run, or have run when the copy was made, at a lower precision.
+        if not (torch.equal(copy.to(own.dtype), own) or torch.equal(own.to(copy.dtype), copy)):
+            raise ArtifactError(
+                "adapter-mismatch", f"{file}: {name} is not the base model's {plain}",
+                hint="open it on the model that it was trained on, or merge it into that one with PEFT's "
+                "merge_and_unload, and use the merged folder as the model",
+            )  # fmt: skip
     have, want = ({k: tuple(v.shape) for k, v in part.items()} for part in (tensors, expected))
     if wrong := sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k)):
         raise mismatch(

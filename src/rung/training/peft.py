@@ -17,23 +17,28 @@ from typing import Any, Self
 
 import torch
 
-from rung.engines.changes import BASE_FINGERPRINT, WHOLE
-from rung.errors import ArtifactError, EngineError, needed_by
+from rung.engines.changes import BASE_FINGERPRINT, stands_alone
+from rung.errors import ArtifactError, EngineError, needed_by, suggest
 from rung.training.changes import (
     OUTPUT,
     Change,
     cannot_merge,
-    check_leaves_base_unchanged,
+    check_supported,
+    is_set,
+    load_tensors,
     mismatch,
     plain_parameters,
     read_tensors,
     tied_output,
+    unsupported_adapter,
     write_tensors,
 )
 from rung.training.kernels import lean_lora
 from rung.training.targets import linear_layers
 
 _numbers = itertools.count()
+LORA_VARIANTS = ("use_dora", "velora_config")  # those that compute the same here as in PEFT (VeLoRA: backward only)
+OTHER_WRAPPERS = ("POLY", "SHADOW", "XLORA")  # types of which PEFT's own wrapper computes a part
 # PEFT's wrapper of each model that has adapters on it; the adapters themselves keep it alive.
 _WRAPPERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -65,19 +70,23 @@ class PeftAdapter(Change):
 
     def __init__(self, model: Any, config: Any) -> None:
         self.base, self.name = model, f"a{next(_numbers)}"  # a name must not be an attribute of modules
-        self.family = alone_or(config, self.name)
+        self.family = self.name if stands_alone(vars(config)) else str(config.peft_type.value)
         plain_parameters(model)
         linear_layers(model)
         wrapper = _WRAPPERS[model]() if model in _WRAPPERS else None
+        before = [(module, dict(module._modules)) for module in model.modules()]
         try:
             with quiet_peft():
                 if wrapper is not None:
                     wrapper.add_adapter(self.name, config)
                 else:
                     wrapper = peft().get_peft_model(model, config, adapter_name=self.name)
-        except ValueError as error:
+        except (ValueError, TypeError, NotImplementedError) as error:
+            for module, children in before:  # PEFT may have changed some of the layers
+                module._modules.clear()
+                module._modules.update(children)
             if "not found in the base model" not in str(error):
-                raise
+                raise unsupported_adapter(f"does not go on the model: PEFT says {error}") from error
             targets = config.target_modules
             names = targets if isinstance(targets, str) else " or ".join(sorted(targets))
             raise mismatch(f"the model has no layer {names}") from error
@@ -92,11 +101,13 @@ class PeftAdapter(Change):
         """Put on a fresh adapter with the configuration of an adapter_config.json.
 
         Raises:
-            EngineError: PEFT does not take it off a model cleanly (see `check_leaves_base_unchanged`).
+            EngineError: PEFT does not take it off a model cleanly, or Rung does not run it (see `check_supported`).
             ArtifactError: the model has none of the layers that it updates.
         """
-        check_leaves_base_unchanged(values)
+        check_supported(values)
         config = peft_config(values)
+        if config.is_prompt_learning or config.peft_type.value in OTHER_WRAPPERS:
+            raise unsupported_adapter(f"works outside the model's layers (peft_type: {config.peft_type.value})")
         config.inference_mode = True
         return cls(model, config)
 
@@ -136,12 +147,16 @@ class PeftAdapter(Change):
 
     def read(self, folder: Path) -> None:
         """Set the adapter's tensors to those of a PEFT folder."""
-        tensors = read_tensors(folder / "adapter_model.safetensors", self._state())
+        base = {name.replace(".base_layer.", "."): tensor for name, tensor in self.base.state_dict().items()}
+        tensors = read_tensors(folder / "adapter_model.safetensors", self._state(), base)
         with quiet_peft():
             peft().set_peft_model_state_dict(self.wrapper, tensors, adapter_name=self.name)
 
     def _state(self) -> dict[str, torch.Tensor]:
-        state: dict[str, torch.Tensor] = peft().get_peft_model_state_dict(self.wrapper, adapter_name=self.name)
+        # Without the base model's embeddings, which PEFT would add from layers that other adapters update, too.
+        state: dict[str, torch.Tensor] = peft().get_peft_model_state_dict(
+            self.wrapper, adapter_name=self.name, save_embedding_layers=False
+        )
         return state
 
     def merged(self) -> dict[str, torch.Tensor]:
@@ -194,20 +209,20 @@ class PeftAdapter(Change):
         return lean_lora(self.base, self.name)
 
 
-def alone_or(config: Any, name: str) -> str:
-    """The family of an adapter: its type, or `name`, which no other has, where no adapter can stand beside it."""
-    return name if any(getattr(config, key, None) for key in WHOLE) else str(config.peft_type.value)
-
-
 def peft_config(values: dict[str, Any]) -> Any:
     """PEFT's configuration of an adapter_config.json; what it does not set has PEFT's default.
 
     Raises:
-        EngineError: `adapter-unsupported`: it has settings that the installed PEFT does not know.
+        EngineError: `adapter-unsupported`: it has a type or settings that the installed PEFT does not know, or a
+            variant of LoRA that Rung does not.
+        ArtifactError: `artifact-damaged`: a setting has a value that it cannot have.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
+    if (kind := PEFT_TYPE_TO_CONFIG_MAPPING.get(values["peft_type"])) is None:
+        problem = f"the adapter's peft_type is {values['peft_type']!r}, which PEFT {peft().__version__} lacks"
+        hint = suggest(values["peft_type"].upper(), [one.value for one in PEFT_TYPE_TO_CONFIG_MAPPING])
+        raise EngineError("adapter-unsupported", problem, hint=hint)
     known = {field.name for field in fields(kind)}
     if unknown := sorted(key for key, value in values.items() if key not in known and value):
         problem = (
@@ -215,7 +230,29 @@ def peft_config(values: dict[str, Any]) -> Any:
         )
         hint = "merge it with the PEFT that made it (merge_and_unload), and use the merged folder as the model"
         raise EngineError("adapter-unsupported", problem, hint=hint)
-    return kind(**{key: value for key, value in values.items() if key in known})
+    for field in fields(kind):
+        value = values.get(field.name, field.default)
+        if type(field.default) in (int, float) and type(value) not in (int, float):
+            raise _bad_setting(f"{field.name} is {json.dumps(value)}, not a number such as {field.default}")
+        if is_set(value) and field.metadata.get("is_lora_variant") and field.name not in LORA_VARIANTS:
+            raise unsupported_adapter(f"is a variant of LoRA that Rung does not run ({field.name})")
+    try:
+        return kind(**{key: value for key, value in values.items() if key in known})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _bad_setting(f"PEFT does not take its settings: {error}") from error
+
+
+def count_setting(values: dict[str, Any], key: str) -> int:
+    """A setting of an adapter_config.json that must be a positive whole number, as PEFT has no default for it."""
+    value = values.get(key)
+    if type(value) is not int or value < 1:
+        raise _bad_setting(f"{key} is {json.dumps(value)}, not a positive whole number")
+    return value
+
+
+def _bad_setting(problem: str) -> ArtifactError:
+    hint = "correct adapter_config.json, or save the adapter again with PEFT's save_pretrained"
+    return ArtifactError("artifact-damaged", problem, hint=hint)
 
 
 def _whole_modules(model: Any) -> list[tuple[Any, str, Any]]:
@@ -340,7 +377,6 @@ class AdaLora(PeftAdapter):
     def read(self, folder: Path) -> None:
         """Start from a LoRA adapter of at most the initial rank: its singular value decomposition."""
         from peft.utils.other import get_pattern_key
-        from safetensors.torch import load_file
 
         with quiet_peft():
             config = peft().PeftConfig.from_pretrained(folder)
@@ -348,7 +384,7 @@ class AdaLora(PeftAdapter):
         if config.peft_type.value != "LORA" or extras:
             what = ", ".join(extras) or config.peft_type.value
             raise _cannot_start(folder, f"AdaLoRA starts from a plain LoRA adapter, not {what}")
-        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors = load_tensors(folder / "adapter_model.safetensors")
         expected = {f"base_model.model.{name}.lora_{part}.weight" for name in self._layers for part in "AB"}
         if expected != tensors.keys():
             raise _cannot_start(folder, f"it has other layers, first {min(expected ^ tensors.keys())}")

@@ -28,7 +28,7 @@ from transformers import DynamicCache
 from rung.engines.tree_scoring import run_prefix
 from rung.errors import ArtifactError, EngineError
 from rung.training.changes import Hooked, mismatch, read_tensors
-from rung.training.peft import peft, quiet_peft, write_peft_folder
+from rung.training.peft import count_setting, peft, peft_config, quiet_peft, write_peft_folder
 
 # ---- where an attention layer makes its keys and values, and how others are inserted
 #
@@ -220,7 +220,8 @@ class SoftPrompt(Hooked):
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
         """Put on a soft prompt with the configuration of an adapter_config.json; its prompt encoder is not needed."""
-        config = peft().PeftConfig.from_peft_type(**values)
+        count_setting(values, "num_virtual_tokens")
+        config = peft_config(values)
         config.inference_mode = True
         return cls(model, config)
 
