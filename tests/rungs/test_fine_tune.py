@@ -1,6 +1,9 @@
 import errno
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,6 +295,14 @@ def test_an_adapter_from_elsewhere_is_measured_and_kept_without_training(tiny_ze
         again = Artifact.load(taken.save(tmp_path / f"taken-{Path(folder).name}"))
         wanted = [answer.probabilities for answer in tuned.answer(data.validation[:3])]
         assert [answer.probabilities for answer in again.answer(data.validation[:3])] == wanted
+    said = []
+    file = tuned.weights.adapter / "adapter_config.json"
+    shutil.copytree(file.parent, other := tmp_path / "other")
+    named = json.loads(file.read_text()) | {"base_model_name_or_path": "some/one-7b"}
+    (other / file.name).write_text(json.dumps(named))
+    for folder in (tuned.weights.adapter, other):
+        TrainedAdapter(folder=str(folder)).fit(tiny_zero, data, progress=SimpleNamespace(say=said.append))
+    assert [f"the adapter in {other} names some/one-7b as its base model" in line for line in said] == [True]
     with pytest.raises(ArtifactError) as refused:
         TrainedAdapter(folder=str(tmp_path)).fit(tiny_zero, data)
     assert refused.value.code == "wrong-folder"

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from rung.engines.changes import attach
 from rung.errors import ArtifactError, EngineError
+from rung.models.reference import ModelFiles
+from rung.rungs.adapters import another_model
 from rung.training.peft import peft, quiet_peft
 
 IDS = torch.arange(1, 13).view(2, 6)
@@ -213,3 +215,29 @@ def test_a_broken_file_is_refused(base, tmp_path):
     folder, _ = foreign(base, tmp_path / "adapter", **QUERIES)
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 40)
     refused(base, folder, ArtifactError, "artifact-damaged")
+
+
+@pytest.mark.parametrize(
+    ("named", "reference", "settings", "another"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct", {}, "Qwen2.5-0.5B-Instruct"),
+        ("unsloth/Meta-Llama-3.1-8B-bnb-4bit", "meta-llama/Llama-3.1-8B@main", {}, ""),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "embedded", {}, ""),
+        ("HuggingFaceTB/SmolLM2-135M", "embedded", {}, "smollm2-135m-instruct"),
+        ("some/other-7b", "FOLDER", {}, "500,000,000"),
+        ("some/other-0.6b", "FOLDER", {}, ""),
+        ("some/other-7b", "FOLDER", {"quantization_config": {"bits": 4}}, ""),
+        ("some/other", "FOLDER", {"_name_or_path": "my/own"}, "my/own"),
+        ("some/other", "FOLDER", {"_name_or_path": "/data/own"}, ""),
+        ("/data/models/other-7b", "FOLDER", {}, ""),
+        ("gpt2", "FOLDER", {}, ""),
+        ("", "FOLDER", {}, ""),
+    ],
+)
+def test_a_base_model_of_another_name_is_told_from_a_copy(tmp_path, named, reference, settings, another):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    reference = str(tmp_path) if reference == "FOLDER" else reference
+    name = "smollm2-135m-instruct" if reference == "embedded" else "mine"
+    files = ModelFiles(reference, tmp_path, "f", name, 500_000_000, 64, "LlamaForCausalLM", None)
+    why = another_model(named, files)
+    assert another in why if another else why == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,9 @@ from rung.artifact.parts import Weights
 from rung.data.rows import Data
 from rung.engines.opening import open_torch
 from rung.machine import Machine
-from rung.models.reference import resolve
+from rung.models import embedded
+from rung.models.hub import read_settings as read_config
+from rung.models.reference import ModelFiles, hub_name, resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
 from rung.rungs.costs import inference_cost
@@ -162,12 +165,15 @@ class TrainedAdapter(Rung):
             ArtifactError: the folder holds no adapter, or one that does not fit the model.
             EngineError: `adapter-unsupported`: it changes the base model itself.
         """
-        del data, progress
-        from rung.engines.changes import attach
+        del data
+        from rung.engines.changes import attach, read_settings
         from rung.training.changes import keep
 
         assert self.folder, "`suits` has checked it"
         source, engine = weights_folder(Path(self.folder).expanduser()), open_torch(artifact.model)
+        named = read_settings(source).get("base_model_name_or_path")
+        if isinstance(named, str) and (why := another_model(named, resolve(artifact.model))):
+            progress.say(f"warning: the adapter in {source} names {named} as its base model, and {why}")
         engine.make_room(str(source))  # a family that no other has
         change = attach(engine.model, source, fingerprint=engine.base_fingerprint)
         try:
@@ -176,3 +182,37 @@ class TrainedAdapter(Rung):
         finally:
             change.remove()
         return artifact.step(self.name, {"folder": self.folder}, weights=Weights(self.name, folder, size))
+
+
+# ---- the base model that an adapter names
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)([mb])")  # in a model's name, such as 1.5b
+FORMATS = {"meta", "hf", "unsloth", "bnb", "gguf", "awq", "gptq", "4bit", "8bit", "int4", "int8", "fp8", "fp16", "bf16"}
+
+
+def another_model(named: str, files: ModelFiles) -> str:
+    """Say why these files are plainly not the model that an adapter names as its base; empty if they may be it.
+
+    Only Hub ids say which model they mean, not folders: they are compared without their owner, as many models are
+    copied, and without formats. A folder is known by the Hub id in its path or its settings, else by its size.
+    """
+    if hub_name(named) is None:
+        return ""
+    config = read_config(files.folder / "config.json")
+    cached = re.search(r"models--[\w.-]+?--([\w.-]+)", str(files.folder))
+    own = [hub_name(files.reference), hub_name(str(config.get("_name_or_path"))), cached and cached[1]]
+    if embedded.find(files.reference) is not None:
+        own.append(files.name)
+    theirs, known = _words(named), [name for name in own if name]
+    if known and theirs not in map(_words, known):
+        return f"the model here is {known[0]}"
+    sizes = [float(size[1]) * (1e9 if size[2] == "b" else 1e6) for word in theirs if (size := SIZE.fullmatch(word))]
+    if sizes and not known and not config.get("quantization_config") and not 0.5 < files.parameters / sizes[0] < 2:
+        return f"the model here has {files.parameters:,} parameters"
+    return ""
+
+
+def _words(name: str) -> list[str]:
+    """The words of a model's name that tell models apart."""
+    words = re.split(r"[-_]", name.rpartition("/")[2].partition("@")[0].lower())
+    return [word for word in words if word not in FORMATS]
