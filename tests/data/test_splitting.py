@@ -249,6 +249,52 @@ def test_rows_without_a_group_are_groups_of_their_own(tmp_path: Path) -> None:
     assert min(len(data.train), len(data.validation), len(data.test)) > 40
 
 
+def test_a_group_is_one_however_it_is_spelled_and_rows_without_one_are_counted(tmp_path: Path) -> None:
+    lines = "".join(f"more {i},{'abc'[i % 3]},{i % 10}\n" for i in range(60))
+    (tmp_path / "more.csv").write_text(f"text,label,g\n{lines}")
+    rows = [{**row, "g": float(i % 10)} for i, row in enumerate(numbered(60))]
+    owner = {f"more {i}": i % 10 for i in range(60)} | {row["text"]: int(row["g"]) for row in rows}
+    data = read(tmp_path, rows, train=["rows.jsonl", "more.csv"], split={"method": "folds", "group": "g"})
+    owners = [{owner[row.inputs["text"]] for row in fold} for fold in data.folds]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == 10
+    assert [text for text in data.report.warnings if "'g'" in text] == []
+    rows = [{**row, "g": ("P1", "p1", "p2", "p3", "p4", None)[i % 6]} for i, row in enumerate(numbered(300))]
+    name = {row["text"]: str(row["g"]).lower() for row in rows}
+    data = read(tmp_path, rows, split={"method": "folds", "group": "g"})
+    assert sum(any(name[row.inputs["text"]] == "p1" for row in fold) for fold in data.folds) == 1
+    assert [text for text in data.report.warnings if "'g'" in text] == [
+        "1 groups of 'g' are spelled differently, and taken for one each: 'P1' (rows.jsonl:1) and 'p1' (rows.jsonl:2)",
+        "50 of 300 rows have no group in 'g': rows.jsonl:6, rows.jsonl:12, rows.jsonl:18, rows.jsonl:24, rows.jsonl:30 "
+        "and 45 more. Each is a group of its own, so rows that belong together may be in two splits",
+    ]
+
+
+@pytest.mark.parametrize("odd", ["2021", 2021, "20240312"])
+def test_dates_and_numbers_have_no_common_order(tmp_path: Path, odd: Any) -> None:
+    rows = [{**row, "day": f"2024-01-{1 + i % 28:02}"} for i, row in enumerate(numbered(60))]
+    rows[40]["day"] = odd
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, rows, split={"time": "day"})
+    assert caught.value.code == "bad-row"
+    assert caught.value.message == (
+        "'day' mixes dates and numbers, which have no order: rows.jsonl:1 has the date 2024-01-01 00:00 and "
+        f"rows.jsonl:41 has the number {odd}"
+    )
+
+
+def test_a_cut_by_time_that_says_little_is_warned_of(tmp_path: Path) -> None:
+    rows = numbered(60, day=2021)
+    told = read(tmp_path, rows, split={"time": "day"}).report.warnings
+    assert "all rows have the time 2021 in 'day', so the cut is by a hash of the input" in told
+    rows = [{**row, "day": f"2024-01-{1 + i % 20:02}"} for i, row in enumerate(numbered(60))]
+    for start, later in (("2024-01-31", 0), ("2024-01-18", 6)):
+        lines = "".join(json.dumps({**row, "day": start}) + "\n" for row in numbered(9, 500))
+        (tmp_path / "test.jsonl").write_text(lines)
+        told = read(tmp_path, rows, test="test.jsonl", split={"time": "day"}).report.warnings
+        found = [text for text in told if "later in 'day' than 2024-01-18 00:00, the first of `data.test`: " in text]
+        assert [text.startswith("6 of 60 rows of `data.train` are later") for text in found] == [True] * bool(later)
+
+
 def test_the_latest_rows_are_the_test(tmp_path: Path) -> None:
     rows = [{**row, "day": f"2024-{1 + i % 12:02}-{1 + i % 28:02}"} for i, row in enumerate(numbered(500))]
     day = {row["text"]: row["day"] for row in rows}

@@ -18,7 +18,7 @@ from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, SHOWN, Example, Record, Span, SplitReport, example_id
 from rung.data.sources import read_rows
 from rung.data.spec import TaskSpec
-from rung.data.splitting import Place, time_of
+from rung.data.splitting import Place, is_dated, time_of
 from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
 from rung.yamlfile import json_value
@@ -62,7 +62,8 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
             example = replace(example, weight=weight)
         rows.append(example)
         own = text_of(column(record, group)).strip() if group else ""
-        places.append(Place(own, time_of(column(record, time), time, record.source) if time else None))
+        when = column(record, time) if time else None
+        places.append(Place(own, time_of(when, time, record.source), is_dated(when)) if time else Place(own))
     if wrong:
         (first, problem), *others = wrong.items()
         if others:

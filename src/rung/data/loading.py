@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from rung.data.cells import text_of
 from rung.data.examples import column, examples
 from rung.data.kinds import BALANCED
 from rung.data.preferences import parted, read_preferences
-from rung.data.quality import LIMITED, crossing_groups, judge
+from rung.data.quality import LIMITED, Placed, crossing_groups, judge, time_warnings, united_groups
 from rung.data.quality import places as places_of
 from rung.data.rows import (
     LABELLED,
@@ -178,7 +178,7 @@ def _preferences(
 
     def places(rows: Iterable[Example]) -> dict[str, str]:
         own = {row.id: row.source for row in rows}
-        return own | {f"group {groups[id(row)]}": row.source for row in rows if groups[id(row)]}
+        return own | {f"group {spelling(groups[id(row)])}": row.source for row in rows if groups[id(row)]}
 
     part = SplitReport()
     read = read_preferences(task, labels, part)
@@ -238,7 +238,14 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             raise DataError(
                 "too-few-rows", f"{', '.join(map(str, sources))} has no rows", hint="write at least one row"
             )
+    if source.split.time:
+        report.warnings += time_warnings(_placed(splits, places), source.split.time)
     if source.split.group:
+        united, told = united_groups(_placed(splits, places), source.split.group)
+        places = {
+            name: [replace(place, group=united.get(place.group, "")) for place in own] for name, own in places.items()
+        }
+        report.warnings += told
         _separate_groups(task, source.split.group, splits, places, report)
     groups = {id(row): place.group for name in SPLITS
               for row, place in zip(splits[name], places[name], strict=True)}  # fmt: skip
@@ -261,6 +268,10 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             report.splits["train"].read -= len(splits[name])
     report.splits = {name: report.splits[name] for name in SPLITS if name in report.splits}
     return splits, folds, groups
+
+
+def _placed(splits: Splits, places: Mapping[str, Sequence[Place]]) -> Placed:
+    return {name: list(zip(splits[name], places[name], strict=True)) for name in SPLITS}
 
 
 def _separate_groups(

@@ -24,7 +24,7 @@ from rung.data.rows import Example, Preference, Record, SplitReport, example_id,
 from rung.data.source_keys import PreferenceSource
 from rung.data.sources import opened
 from rung.data.spec import TaskSpec
-from rung.data.texts import canonical, distance
+from rung.data.texts import canonical, distance, spelling
 from rung.errors import ConfigError, DataError, suggest
 
 # Usual names of columns, the most usual first.
@@ -393,7 +393,7 @@ def parted(
     """
     learned, unseen, crossing = list[Preference](), list[Preference](), list[str]()
     for preference, group in read:
-        keys = [preference.row.id, *([f"group {group}"] if group else [])]
+        keys = [preference.row.id, *([f"group {spelling(group)}"] if group else [])]
         split = next((name for name, places in held.items() if any(key in places for key in keys)), None)
         if split is None:
             own = frozenset(index for index, places in enumerate(folds) if any(key in places for key in keys))

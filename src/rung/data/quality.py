@@ -12,10 +12,13 @@ from typing import Any
 from rung.data.examples import NOT_APPROVED
 from rung.data.rows import LABELLED, SHOWN, DataReport, Example, labels_of, normal
 from rung.data.spec import TaskSpec
-from rung.data.texts import number_text, read_number
+from rung.data.splitting import Place
+from rung.data.texts import number_text, read_number, spelling
+from rung.errors import DataError
 from rung.yamlfile import json_value
 
 Rows = Mapping[str, Sequence[Example]]  # by split
+Placed = Mapping[str, Sequence[tuple[Example, Place]]]  # rows with their places, by split
 LIMITED = "over the limit"  # why a row is left out that a limit of the task file leaves out
 WANTED = (LIMITED, NOT_APPROVED)  # what the task file asks to leave out
 FEW_LABELLED = 5  # a label with fewer test rows has no score of its own
@@ -228,6 +231,57 @@ def crossing_groups(groups: Mapping[str, Mapping[str, str]], column: str) -> Ite
                 yield (
                     f"{len(both):,} groups of {column!r} are in both {first} and {second}: {_some(both)}, such as "
                     f"{place}. `data.duplicates: drop` drops their rows from the training side"
+                )
+
+
+def united_groups(placed: Placed, column: str) -> tuple[dict[str, str], list[str]]:
+    """Give every group one name, however its rows spell it; with what to warn of."""
+    spelled: dict[str, dict[str, str]] = defaultdict(dict)
+    bare: list[str] = []
+    count = 0
+    for row, place in (each for rows in placed.values() for each in rows):
+        count += 1
+        if place.group:
+            spelled[spelling(place.group)].setdefault(place.group, row.source)
+        else:
+            bare.append(row.source)
+    names = {group: min(own) for own in spelled.values() for group in own}
+    told = []
+    if several := [own for own in spelled.values() if len({group.removesuffix(".0") for group in own}) > 1]:
+        shown = "; ".join(" and ".join(f"{group!r} ({place})" for group, place in own.items()) for own in several[:2])
+        told.append(f"{len(several):,} groups of {column!r} are spelled differently, and taken for one each: {shown}")
+    if bare:
+        told.append(
+            f"{len(bare):,} of {count:,} rows have no group in {column!r}: {places(bare)}. Each is a group of its own, "
+            "so rows that belong together may be in two splits"
+        )
+    return names, told
+
+
+def time_warnings(placed: Placed, column: str) -> Iterator[str]:
+    """What makes a cut by time say little: a single time, or a file to measure on that is earlier than training rows.
+
+    Raises:
+        DataError: `bad-row`: some times are dates, and others are numbers.
+    """
+    rows = [each for name in placed for each in placed[name]]
+    first = {place.dated: (row, place) for row, place in reversed(rows)}
+    if len(first) > 1:
+        shown = " and ".join(f"{row.source} has the {'date' if place.dated else 'number'} {place.when}"
+                             for row, place in (first[True], first[False]))  # fmt: skip
+        hint = "write all as dates such as 2024-05-31, or all as numbers"
+        raise DataError("bad-row", f"{column!r} mixes dates and numbers, which have no order: {shown}", hint=hint)
+    if len({place.time for _, place in rows}) == 1 < len(rows):
+        yield f"all rows have the time {rows[0][1].when} in {column!r}, so the cut is by a hash of the input"
+        return
+    for name in ("validation", "test"):
+        if placed["train"] and placed[name]:
+            start = min((place for _, place in placed[name]), key=lambda place: place.time or 0.0)
+            later = [row.source for row, place in placed["train"] if (place.time or 0.0) > (start.time or 0.0)]
+            if later:
+                yield (
+                    f"{len(later):,} of {len(placed['train']):,} rows of `data.train` are later in {column!r} than "
+                    f"{start.when}, the first of `data.{name}`: {places(later)}. They may tell what comes"
                 )
 
 

@@ -21,6 +21,7 @@ from math import ceil, floor, isfinite
 from typing import Any, Literal
 
 from rung.data.rows import Example, labels_of, place_of
+from rung.data.texts import number_text
 from rung.errors import DataError
 
 FOLDS = 5
@@ -38,6 +39,20 @@ class Place:
 
     group: str = ""
     time: float | None = None
+    dated: bool = True  # whether the time is a date, not a number
+
+    @property
+    def when(self) -> str:
+        """The time as text."""
+        time = self.time or 0.0
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" if self.dated else number_text(time)
+
+
+def is_dated(value: Any) -> bool:
+    """Whether a time is a date or a date and time; others are numbers."""
+    return isinstance(value, date) or (
+        isinstance(value, str) and not value.strip().removeprefix("-").replace(".", "", 1).isdigit()
+    )
 
 
 def time_of(value: Any, column: str, source: str) -> float:
@@ -45,7 +60,7 @@ def time_of(value: Any, column: str, source: str) -> float:
     try:
         if isinstance(value, date) and not isinstance(value, datetime):
             value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-        if isinstance(value, str) and not value.strip().removeprefix("-").replace(".", "", 1).isdigit():
+        if isinstance(value, str) and is_dated(value):
             value = datetime.fromisoformat(value.strip())
         if isinstance(value, datetime):  # a time without a zone is one of UTC
             return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
