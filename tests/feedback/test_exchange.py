@@ -219,3 +219,34 @@ def test_a_label_that_is_none_and_rows_that_contradict_each_other_are_refused_wi
     file.write_text("input,actual,expected\nWhere?,age_limit,Card arrival\n")
     read(file, task, store, "Bob")
     assert store.cases()[0].expected == "card_arrival"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "right"),
+    [
+        ("at", "yesterday", "a time with its zone"), ("at", "2026-01-31T12:00:00", "a time with its zone"),
+        ("at", 5, "a time with its zone"), ("prompt_tokens", "many", "a whole number"),
+        ("seconds", -3, "a number of 0 or"),
+        ("completion_tokens", 1e30, "a whole number"), ("confidence", "high", "a number from 0 to 1"),
+        ("confidence", float("nan"), "a number from 0 to 1"), ("split", "trian", "train or test"), ("key", 5, "a text"),
+        ("missed", "no", "true or false"),
+    ],
+)  # fmt: skip
+def test_what_is_known_about_a_case_is_of_its_kind(store, task, tmp_path, key, value, right):
+    file = tmp_path / "cases.jsonl"
+    good = {"inputs": {"text": "Where?"}, "actual": "age_limit", "expected": None}
+    file.write_text(f"{json.dumps(good)}\n{json.dumps(good | {key: value})}\n")
+    with pytest.raises(DataError) as told:
+        read(file, task, store, "Ann")
+    assert f"cases.jsonl:2: '{key}' is '{value}', not {right}" in told.value.message
+    assert (told.value.code, list(store.cases())) == ("bad-row", [])
+
+
+def test_a_table_of_cases_has_its_values_as_text(store, task, tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({
+        "inputs": {"text": "Where?"}, "actual": {"a": None}, "prompt_tokens": "12", "seconds": "0.5", "missed": "False",
+    }))  # fmt: skip
+    read(tmp_path / "c.jsonl", task, store, "Ann")
+    (case,) = store.cases()
+    row = case.interaction
+    assert (row.prompt_tokens, row.seconds, row.missed, row.actual) == (12, 0.5, False, '{"a": null}')

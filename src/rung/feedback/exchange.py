@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
-from rung.data.cells import text_of
+from rung.data.cells import json_text, text_of
 from rung.data.examples import column, read_inputs
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import FileFormat, detected, read_rows
@@ -215,8 +216,8 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
         problem = f"the prompt template asks for {{{unknown[0]}}}, which is not an input of {task.name}"
         hint = "write literal braces twice: {{ and }}"
         raise DataError("bad-template", f"{record.source}: {problem}", hint=hint)
-    expected = str(values.get("expected") or "")
-    return _interaction(values, as_read, task), expected if expected.strip() else None
+    expected = _answer(values.get("expected"))
+    return _interaction(values, as_read, task, record.source), expected if expected.strip() else None
 
 
 _MUSTACHE = re.compile(r"\{\{([^{}]*+)\}\}")
@@ -248,19 +249,86 @@ def own_template(text: str, inputs: Sequence[str]) -> str:
     return "".join(literal + column for literal, column in zip(literals, [*columns, ""], strict=True))
 
 
-def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task) -> Interaction:
+def _answer(value: Any) -> str:
+    return json_text(value) if isinstance(value, list) else text_of(value)  # a list of labels is JSON
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or float(value) not in range(2**31):
+        raise ValueError
+    return int(float(value))
+
+
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not 0 <= float(value) < math.inf:
+        raise ValueError
+    return float(value)
+
+
+def _share(value: Any) -> float:
+    if (share := _amount(value)) > 1:
+        raise ValueError
+    return share
+
+
+def _flag(value: Any) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def _time(value: Any) -> datetime:
+    if (time := datetime.fromisoformat(value)).tzinfo is None:
+        raise ValueError
+    return time
+
+
+def _side(value: Any) -> Side:
+    sides: dict[Any, Side] = {side: side for side in get_args(Side)}
+    return sides[value]
+
+
+_AMOUNT, _COUNT = (_amount, "a number of 0 or more"), (_count, "a whole number of 0 or more")
+READS: dict[str, tuple[Callable[[Any], Any], str]] = {  # how values are read that are not texts, and what is right
+    "at": (_time, "a time with its zone, such as 2026-01-31T12:00:00+00:00"), "split": (_side, "train or test"),
+    "confidence": (_share, "a number from 0 to 1"), "seconds": _AMOUNT, "prompt_tokens": _COUNT,
+    "completion_tokens": _COUNT, "missed": (_flag, "true or false"),
+}  # fmt: skip
+
+
+def _stored(values: Mapping[str, Any], name: str, default: Any, source: str) -> Any:
+    """Read what is known about a case; `default` where the file says nothing.
+
+    Raises:
+        DataError: `bad-row`: the value is of another kind.
+    """
+    value, (reading, right) = values.get(name), READS.get(name, (_text, "a text"))
+    if value is None or value == "":
+        return default
+    try:
+        return reading(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        problem = f"{source}: {name!r} is {str(value)[:80]!r}, not {right}"
+        raise DataError("bad-row", problem, hint="correct it, or leave it out where it is not known") from None
+
+
+def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task, source: str) -> Interaction:
     tools = ["tools"] if "tools" in as_read else []
-    inputs, actual = {name: values["inputs"][name] for name in [*task.inputs, *tools]}, str(values["actual"])
+    inputs, actual = {name: values["inputs"][name] for name in [*task.inputs, *tools]}, _answer(values["actual"])
     # What was held out where it was captured stays held out here.
-    split: Side = "test" if values.get("split") == "test" else SplitRule.of(task).side(as_read)
+    held_out = _stored(values, "split", None, source) == "test"
     defaults: dict[str, Any] = {
+        "at": datetime.now(UTC), "confidence": None, "key": None,
         "id": f"import-{hash_of([task.name, inputs, actual], 32)}", "artifact": "", "model": "", "system": "",
         "template": "", "template_version": "", "prompt_sha256": "", "prompt_tokens": 0, "completion_tokens": 0,
         "seconds": 0.0, "finish": "stop", "input_id": example_id(as_read), "trial": "", "missed": False,
     }  # fmt: skip
-    stored = {name: type(default)(values.get(name) or default) for name, default in defaults.items()}
     return Interaction(
-        at=datetime.fromisoformat(values["at"]) if values.get("at") else datetime.now(UTC),
-        task=task.name, inputs=inputs, actual=actual, split=split,
-        confidence=values.get("confidence"), key=values.get("key"), **stored,
+        task=task.name, inputs=inputs, actual=actual,
+        split="test" if held_out else SplitRule.of(task).side(as_read),
+        **{name: _stored(values, name, default, source) for name, default in defaults.items()},
     )  # fmt: skip
