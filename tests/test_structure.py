@@ -18,7 +18,7 @@ from rung.artifact.decoder import Decoder
 
 ROOT = Path(__file__).parents[1] / "src" / "rung"
 FILES = {file: file.read_text("utf-8") for file in sorted(ROOT.rglob("*.py"))}
-MAX_FILES, MAX_LINES, MAX_FILE_LINES = 300, 68_500, 600
+MAX_FILES, MAX_LINES, MAX_FILE_LINES = 300, 69_000, 600
 
 
 def kinds(decoder: type[Decoder]) -> set[str]:
