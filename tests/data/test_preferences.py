@@ -81,6 +81,7 @@ def test_calls_of_tools_are_kept() -> None:
         ([{"a": "x", "n": 4}, {"a": "y", "n": "3.5"}], {"rating": "n", "good_from": 4}, [("x", None), (None, "y")]),
         ([{"a": "x", "rating": 4}, {"a": "y", "rating": 1}, {"a": "z", "rating": 5}], {}, [("z", "y")]),
         ([{"a": "x", "rating": 4}, {"a": "y", "rating": 3}], {"rating": "rating", "margin": 2}, []),
+        ([{"a": "x", "rating": "NaN"}, {"a": "y", "rating": "5"}, {"a": "z", "rating": "nan"}], {}, []),
     ],
 )
 def test_verdicts_and_ratings(rows: list[Any], columns: dict[str, Any], expected: list[Any]) -> None:
@@ -238,3 +239,10 @@ def test_the_report_says_how_pairs_differ(tmp_path: Path) -> None:
     assert said[0] == "pairs: 18 characters in the better answers and 18 in the worse (medians)"
     assert said[1] == "pairs: the worse answer is longer in 40%; 60% differ in the last word only"
     assert said[2] == "pairs: 25% / 25% / 100% of the words must be edited (quartiles)"
+
+
+@pytest.mark.parametrize("rating", ["inf", float("-inf"), "N/A"])
+def test_a_rating_that_is_no_number_is_refused(rating: Any) -> None:
+    rows = [{"q": "Hi", "a": "x", "rating": 4}, {"q": "Hi", "a": "y", "rating": rating}]
+    with pytest.raises(DataError, match=f"preference row 2: 'rating' is '{rating}', not a number"):
+        read(rows)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf, isfinite, isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -234,12 +235,14 @@ def _columns(source: PreferenceSource, record: Record, task: TaskSpec) -> Prefer
 def _rating(record: Record, name: str) -> float | None:
     value = column(record, name)
     try:
-        if value is None or str(value).strip() == "":
-            return None
-        return float(value)
+        if value is None or str(value).strip() == "" or isnan(rating := float(value)):
+            return None  # some tables write NaN for what nobody rated
     except (TypeError, ValueError):
+        rating = inf
+    if not isfinite(rating):
         problem = f"{record.source}: {name!r} is {str(value)[:80]!r}, not a number"
-        raise DataError("bad-row", problem, hint="write a number, or name another column of ratings") from None
+        raise DataError("bad-row", problem, hint="write a number, or name another column of ratings")
+    return rating
 
 
 # ---- a row and one of its answers
