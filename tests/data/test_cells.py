@@ -228,6 +228,42 @@ def test_excel_sheets_as_people_make_them(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "c.xlsx"))
 
 
+def test_excel_numbers_are_read_as_the_sheet_shows_them(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    cells = [
+        (0.5, "0%", "50%"), (0.1234, "0%", "12.34%"), (0.07, "0.00\\ %", "7%"), (0, "0%", "0%"),
+        (-1, "0%;-0%", "-100%"), (501, "00000", "00501"), (123456, "00000", "123456"),
+        (21551234, "00000-0000", "02155-1234"),
+        (1.5, "00", "1.5"), (-7, "000", "-7"), (7, "0", "7"), (7, "0.00", "7"), (7, "#,##0", "7"),
+    ]  # fmt: skip
+    book.active.append([f"c{number}" for number in range(len(cells))])
+    book.active.append([value for value, _, _ in cells])
+    for number, (_, form, _) in enumerate(cells, start=1):
+        book.active.cell(2, number).number_format = form
+    book.save(tmp_path / "a.xlsx")
+    (row,) = read_rows(tmp_path / "a.xlsx")
+    assert [text_of(column(row, name)) for name in row.values] == [shown for _, _, shown in cells]
+
+
+def test_a_hidden_sheet_is_read_only_by_its_name(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title, book.active.sheet_state = "old", "hidden"
+    book.active.append(["text"])
+    book.active.append(["stale"])
+    shown = book.create_sheet("Data")
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(DataError, match="that it shows have no cells") as refused:
+        list(read_rows(tmp_path / "a.xlsx"))
+    assert "'old'" in refused.value.hint
+    shown.append(["text"])
+    shown.append(["fresh"])
+    book.active = 1
+    book.save(tmp_path / "a.xlsx")
+    assert [row.values["text"] for row in read_rows(tmp_path / "a.xlsx")] == ["fresh"]
+    assert [row.values["text"] for row in read_rows(tmp_path / "a.xlsx", FileFormat(sheet="old"))] == ["stale"]
+    assert detected(tmp_path / "a.xlsx", FileFormat()).describe() == "sheet 'Data'"
+
+
 # ---- rows in memory that are none
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, time
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -194,7 +195,7 @@ def _cells(parts: zipfile.ZipFile, name: str) -> int:
 
 
 def _sheet(book: Any, path: Path, name: str | None) -> Any:
-    """The sheet of this name, or the first one with cells."""
+    """The sheet of this name, or the first one with cells that a person sees."""
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if name is not None and name not in sheets:
         raise DataError("unknown-name", f"{path} has no sheet {name!r}", hint=suggest(name, list(sheets)))
@@ -203,7 +204,11 @@ def _sheet(book: Any, path: Path, name: str | None) -> Any:
     filled = [sheet for sheet in sheets.values() if any(cell is not None for row in sheet.values for cell in row)]
     if not filled:
         raise DataError("too-few-rows", f"{path} has no cells", hint="write a header and at least one row")
-    return filled[0]
+    shown = [sheet for sheet in filled if sheet.sheet_state == "visible"]
+    if not shown:
+        hint = f"name a hidden one: {', '.join(repr(sheet.title) for sheet in filled)}"
+        raise DataError("too-few-rows", f"the sheets of {path} that it shows have no cells", hint=hint)
+    return shown[0]
 
 
 def shown_sheets(file: IO[bytes], path: Path) -> list[str]:
@@ -223,7 +228,8 @@ def sheet_records(file: IO[bytes], path: Path, name: str | None) -> Iterator[Rec
     """Yield the rows of a sheet of an Excel file, with their numbers in the sheet; wholly blank rows are none.
 
     The first row with a cell is the header. Cells that are merged below it all have the value that they show. A date
-    without a time is a date, and numbers have the 15 digits that Excel keeps. An error (#N/A), and a formula whose
+    without a time is a date, and numbers have the 15 digits that Excel keeps; a share shown in percent is `50%`, and a
+    number shown as a code is `00501`. An error (#N/A), and a formula whose
     value is not stored, are errors if their column is read.
     """
     sheet = _sheet(_workbook(file, path), path, name)
@@ -274,7 +280,22 @@ def _excel(cell: Any, planned: Any) -> Any:
         return unescape(value) if "_x" in value else value
     if isinstance(value, datetime) and is_datetime(cell.number_format) == "date":
         return value.date()
-    return float(f"{value:.15g}") if isinstance(value, float) else value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _shown(float(f"{value:.15g}") if isinstance(value, float) else value, str(cell.number_format))
+    return value
+
+
+def _shown(number: int | float, form: str) -> int | float | str:
+    """A number as the sheet shows it where that is another one, or a code: all digits of `12.34%`, zeros of `00501`."""
+    form = re.sub(r'\\(.)|"([^"]*)"', r"\1\2", form)
+    if "%" in form:
+        return f"{(Decimal(str(number)) * 100).normalize():f}%"
+    zeros = form.count("0")
+    if zeros < 2 or re.fullmatch(r"0[0 -]*", form) is None or number < 0 or number != int(number):
+        return number
+    digits = str(int(number)).zfill(zeros)
+    more = len(digits) - zeros
+    return form.replace("0", "{}").format(digits[: more + 1], *digits[more + 1 :])
 
 
 # ---- data sets of the Hub

@@ -228,7 +228,7 @@ class DataSource(Section):
     encoding: Encoding = Field(AUTO, description=ENCODING, examples=["utf-8", "cp1252"])
     separator: Separator = Field(AUTO, description=SEPARATOR, examples=[";", "tab"])
     quoting: Quoting = Field("auto", description='Quotes in CSV fields: double (""), backslash (\\"), or none at all.')
-    sheet: str | None = Field(None, description="Sheet of Excel files; default: the first with cells.")
+    sheet: str | None = Field(None, description="Sheet of Excel files; default: the first shown one with cells.")
 
     @model_validator(mode="before")
     @classmethod
