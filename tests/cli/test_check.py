@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 import shutil
@@ -655,3 +656,37 @@ def test_training_rows_may_be_documents_where_the_measured_rows_are_elsewhere() 
 def test_documents_that_are_not_there_are_found(corpus: str, code: str) -> None:
     asked(corpus, train="docs/questions.csv")
     assert refused().code == code
+
+
+@pytest.mark.parametrize("form", ["faq", "copy", "zipped", "chinese", "answers", "questions"])
+def test_measured_rows_that_stand_in_a_document_are_counted(form: str) -> None:
+    asked("docs/*.md", train="questions.csv")
+    rows = [{"text": f"What is the limit of {text}?", "label": f"{i} euros"} for i, text in enumerate(texts(60))]
+    if form == "chinese":
+        rows = [{"text": f"套餐{i}的限额是多少?", "label": f"{i}欧元"} for i in range(60)]
+    table("questions.csv", rows)
+    task({"train": "questions.csv"}, output={"column": "label", "kind": "text"}, corpus={"files": "docs/"})
+    Path("docs/questions.csv").unlink()
+    Path("docs/photo.xyz").unlink()
+    if form == "copy":
+        shutil.copy("questions.csv", "docs/other.csv")
+    elif form == "zipped":
+        text = "\n".join(json.dumps({"q": row["text"], "a": row["label"]}) for row in rows)
+        Path("docs/x.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        lines = {"questions": "**{text}**\nSee page {label!s:.0}", "answers": "It is {label}."}
+        form_of = lines.get(form, "**{text}**\n\nIt is {label}.\n")
+        Path("docs/faq.md").write_text("\n".join(form_of.format(**row) for row in rows))
+    told = [text for text in found()[1] if "word for word" in text]
+    if form in ("answers", "questions"):
+        assert told == []
+    else:
+        assert told[0].startswith("60 of 60 measured rows (100.0%) have their input and expected answer word for word")
+
+
+def test_preferences_are_no_documents() -> None:
+    table("questions.csv", [{"text": text, "label": text[::-1]} for text in texts(60)])
+    asked("docs/", train="questions.csv", preferences="docs/pairs.csv")
+    Path("docs/questions.csv").unlink()
+    table("docs/pairs.csv", [{"text": text, "chosen": "yes", "rejected": "no"} for text in texts(60)])
+    assert "the documents hold docs/pairs.csv, the rows of `data.preferences`" in str(refused())

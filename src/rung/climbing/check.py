@@ -14,10 +14,11 @@ from rung.artifact.lexical import vectorizer
 from rung.artifact.rendering import refused_row
 from rung.climbing.trust import permits_of
 from rung.data.json_schema import check_schema
+from rung.data.loading import found_in
 from rung.data.preferences import figures
 from rung.data.quality import places
-from rung.data.rows import Data, Example
-from rung.data.spec import ENCODER
+from rung.data.rows import Data, Document, Example
+from rung.data.spec import ENCODER, Corpus
 from rung.engines.base import Constraint
 from rung.engines.constraints import check_constraint
 from rung.engines.encoders import read_recipe
@@ -32,7 +33,7 @@ from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.models.thinking import answer_beginning
 from rung.models.tokenizer import Tokenizer
-from rung.retrieval.documents import Listing, list_sources, refuse_measured_rows
+from rung.retrieval.documents import Listing, list_sources, read_documents, refuse_measured_rows
 from rung.rungs import build
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
@@ -45,6 +46,7 @@ ALIKE = 0.9  # the same, where there is no encoder to ask
 TESTED_ROWS, OTHER_ROWS = 1000, 5000  # rows looked at for near-duplicates, at most
 CHARACTERS, ALL_CHARACTERS = 1000, 1_500_000  # of a text, and of all texts, likewise: a few seconds
 PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?'\"()", " "))
+DOCUMENT_BYTES = 10_000_000  # of documents that are searched for the measured rows, at most: a few seconds
 NAMED = 5  # files that are left out
 ROOM = 16  # tokens of a label, which is scored
 
@@ -116,7 +118,10 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     data = task.read()
     validate_references(task, data)
     _verify_models(task)
-    left_out = () if task.corpus is None else _documents_left_out(check_documents(task))
+    about_documents: list[str] = []
+    if task.corpus is not None:
+        listing = check_documents(task)
+        about_documents = [*_documents_left_out(listing), *_answers_in_documents(task, data, listing)]
     report, files = data.report, _at_hand(task.model, "language model")
     count = None if files is None else _counter(files)
     if count is not None:
@@ -128,7 +133,7 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     training = _training_reports(task, data) if tuning else {}
     rows = (*data.train, *data.validation, *data.test)
     warnings, notes = (
-        [*report.warnings, *_long_answers(task, rows, count), *_unlearned_thoughts(task, data.train), *left_out],
+        [*report.warnings, *_long_answers(task, rows, count), *_unlearned_thoughts(task, data.train), *about_documents],
         [*figures((*data.preferences, *data.unseen_preferences))],
     )
     if task.data.weight is not None:
@@ -181,6 +186,32 @@ def _documents_left_out(listing: Listing) -> Iterator[str]:
         yield f"left out of the documents: {named}{more}"
     if find_spec("lancedb") is None:
         yield f"no document is searched before you install what retrieval needs: {install_command('rag')}"
+
+
+def _answers_in_documents(task: Task, data: Data, listing: Listing) -> Iterator[str]:
+    """Measured rows whose input and answer stand in one document, such as a copy of the rows under another name."""
+    assert task.corpus is not None
+    measured = race_order(data.train if data.folds else (*data.validation, *data.test))[:TESTED_ROWS]
+    room, all_read = DOCUMENT_BYTES, True
+
+    def texts(corpus: Corpus) -> Iterator[Document]:
+        nonlocal room, all_read
+        for source in listing.sources:
+            for document in read_documents(source, corpus, []) if source.path is not None and room > 0 else ():
+                room -= len(document.text)
+                yield Document(f"{document.title}\n{document.text}", document.id)
+                if room <= 0:
+                    break
+        all_read = room > 0
+
+    if found := found_in(texts(task.corpus), measured, answered=True):
+        row, document = found[0]
+        looked_at = "" if all_read else f" (of the first {DOCUMENT_BYTES / 1e6:.0f} MB)"
+        yield (
+            f"{len(found):,} of {len(measured):,} measured rows ({len(found) / len(measured):.1%}) have their input "
+            f"and expected answer word for word in one document{looked_at}, such as {row.source} in {document.source}: "
+            "a search looks them up, so scores on new rows may be lower"
+        )
 
 
 def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tokenizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from rung.data.rows import (
 from rung.data.sources import is_hub, opened, read_text
 from rung.data.spec import TaskSpec
 from rung.data.splitting import FOLD_BELOW, FOLDS, Place, cut
-from rung.data.texts import canonical, spelling
+from rung.data.texts import canonical, spelling, words
 from rung.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
@@ -43,6 +43,7 @@ PLAIN = (".txt", ".md")
 WINDOW = (
     13  # equal words in sequence that show a copy (Brown et al. 2020, https://arxiv.org/abs/2005.14165, appendix C)
 )
+BEGINNING = 1000  # characters of an input that are looked for in the documents of a corpus
 FEWEST = 5  # a text with fewer words may occur by chance
 
 
@@ -84,30 +85,42 @@ def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
         yield Document(text_of(column(record, task.data.text_column)), record.source)
 
 
-def found_in(documents: Sequence[Document], rows: Sequence[Example]) -> list[tuple[Example, Document]]:
+def found_in(
+    documents: Iterable[Document], rows: Sequence[Example], *, answered: bool = False
+) -> list[tuple[Example, Document]]:
     """Find the rows that occur in the documents, each with the first document that contains it.
 
     A row occurs if 13 words in sequence of one of its inputs or answers do, or all words of a shorter one. Case and
     spaces do not matter; texts with fewer than 5 words are ignored.
+
+    With `answered`, the beginning of an input and a whole answer must stand in the same document, and punctuation does
+    not matter either.
     """
     wanted: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    split: Callable[[str], list[str]] = words if answered else lambda text: normal(text).split()
     for number, row in enumerate(rows):
-        for text in (*_texts(row.inputs), *row.outputs):
-            words = normal(text).split()
-            for first in range(max(1, len(words) - WINDOW + 1) if len(words) >= FEWEST else 0):
-                window = words[first : first + WINDOW]
+        for text in _texts(row.inputs) if answered else (*_texts(row.inputs), *row.outputs):
+            own = split(text[:BEGINNING] if answered else text)
+            for first in range(max(1, len(own) - WINDOW + 1) if len(own) >= FEWEST else 0):
+                window = own[first : first + WINDOW]
                 wanted[window[0], window[1]][" ".join(window)].append(number)
     owners: dict[int, Document] = {}
     for document in documents:
-        words = normal(document.text).split()
-        for first, pair in enumerate(pairwise(words)):
+        own = split(document.text)
+        whole = f" {' '.join(own)} " if answered else ""
+        for first, pair in enumerate(pairwise(own)):
             if pair in wanted:
-                here = " ".join(words[first : first + WINDOW])
+                here = " ".join(own[first : first + WINDOW])
                 for phrase, numbers in wanted[pair].items():
                     if here == phrase or here.startswith(phrase + " "):
                         for number in numbers:
-                            owners.setdefault(number, document)
+                            if number not in owners and (not answered or _answered(rows[number], whole)):
+                                owners[number] = document
     return [(rows[number], owners[number]) for number in sorted(owners)]
+
+
+def _answered(row: Example, text: str) -> bool:
+    return any(f" {' '.join(words(output))} " in text for output in row.outputs)
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -139,6 +139,9 @@ def refuse_measured_rows(corpus: Corpus, data: DataSource, base: Path) -> None:
     rows = data.given()
     if {"validation", "test"} <= rows.keys():
         del rows["train"]  # nothing is cut from it
+    if data.preferences is not None:
+        preferred = data.preferences.files
+        rows["preferences"] = [*preferred] if isinstance(preferred, list) else [preferred]
     files = {
         (name if is_hub(name) else (base / name).resolve()): f"{name}, the rows of `data.{key}`"
         for key, names in rows.items()
