@@ -16,6 +16,7 @@ from rung.artifact.labels import LabelScoring
 from rung.engines.base import ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import ConfigError, ModelError
+from rung.models.bounded import DAY
 from rung.models.messages import encode_messages, with_thinking, with_thought
 from rung.models.thinking import AfterThought, answer_beginning, split_thought, thought_beginning
 from rung.models.tokenizer import Tokenizer
@@ -63,9 +64,9 @@ def written(tokenizer: Tokenizer, turns, variables) -> str:
     """What transformers writes for a whole conversation."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "strftime_now": DAY.strftime}
     (text,), _ = render_jinja_template(
-        [turns], chat_template=tokenizer.chat_template, add_generation_prompt=False, **tokens, **dict(variables)
+        [turns], chat_template=tokenizer.chat_template, add_generation_prompt=False, **names, **dict(variables)
     )
     return text
 

@@ -150,3 +150,20 @@ def test_thoughts_that_ollama_cannot_set_apart_are_refused(tokenizer):
     with pytest.raises(ArtifactError, match="ends a thought with '</thought>' and not with '</think>'") as other:
         ollama_template(tokenizer(published("qwen3").replace("think>", "thought>")), "on")
     assert other.value.code == "export-unsupported"
+
+
+def test_today_is_the_same_day_for_ever_on_every_server(tokenizer):
+    from transformers import AutoTokenizer
+
+    own = CHATML.replace("'<|im_start|>system\n", "'<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '.\n")
+    loaded = tokenizer(own)
+    theirs = AutoTokenizer.from_pretrained(loaded.folder)
+
+    def text(template):
+        return theirs.apply_chat_template([USER], chat_template=template, tokenize=False, add_generation_prompt=True)
+
+    assert "Today is 26 Jul 2024." in text(server_template(loaded)) == loaded.render([USER]) != text(own)
+    assert ollama_template(loaded).render((USER,)) == loaded.render([USER])
+    assert "always writes that of 2024-07-26" in modelfile(loaded, 9)
+    with pytest.raises(ArtifactError, match="computes the form of today's date"):
+        server_template(tokenizer(own.replace("'%d %b %Y'", "'%d ' + '%b'")))

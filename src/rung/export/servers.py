@@ -20,17 +20,18 @@ from rung.artifact.parts import BASE
 from rung.errors import ArtifactError
 from rung.export.gguf import write_gguf
 from rung.export.merge import check_new, write_model
+from rung.models import bounded
 from rung.models.cache import publish
 from rung.models.chat import Beginning
 from rung.models.messages import Message, Messages, accepts_system, end_token, fold_system
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.thinking import THOUGHT_END, Thinking, answer_beginning, thought_beginning
-from rung.models.tokenizer import Tokenizer
+from rung.models.tokenizer import Tokenizer, chat_template_of
 from rung.progress import QUIET, Progress
 
 # ---- chat templates with which other servers render what Rung renders
 #
-# vLLM and KServe run the model's own template, in Jinja; three gaps are filled. Ollama runs Go's template language.
+# vLLM and KServe run the model's own template, in Jinja; four gaps are filled. Ollama runs Go's template language.
 # Without a TEMPLATE, it compares the model's template with a dozen that it knows, and a model with none of them reads
 # the bare text of the last message. So the text around each message is read off rendered conversations, and kept only
 # if conversations of every form come out equal.
@@ -68,7 +69,11 @@ def server_template(tokenizer: Tokenizer, thinking: Thinking = "off") -> str | N
     """A chat template with which a server renders what Rung does; None where the model's own does so.
 
     Servers refuse chats with a model that has no template, and system messages where the template knows none. A
-    template that can think does so as the artifact does, unless a request says otherwise (`chat_template_kwargs`).
+    template that can think does so as the artifact does, unless a request says otherwise (`chat_template_kwargs`). One
+    that writes today's date gets the day that Rung writes.
+
+    Raises:
+        ArtifactError: `export-unsupported`: the template writes today's date in a form that it computes.
     """
     if tokenizer.chat_template is None:
         bos = tokenizer.bos_token if tokenizer.adds_bos else None
@@ -80,7 +85,11 @@ def server_template(tokenizer: Tokenizer, thinking: Thinking = "off") -> str | N
     )
     switches += ASKED % json.dumps(begin.switch) if begin.switch else ""
     head = switches + ("" if accepts_system(tokenizer) else FOLDED)
-    return head + tokenizer.chat_template if head else None
+    template = head + bounded.dated(tokenizer.chat_template)
+    if "strftime_now(" in template:
+        problem = "the model's chat template computes the form of today's date, which only Rung can keep from changing"
+        raise ArtifactError("export-unsupported", problem, hint="serve it with `rung serve`")
+    return template if template != tokenizer.chat_template else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +195,7 @@ def _refused(why: str) -> ArtifactError:
 
 ServerName = Literal["vllm", "ollama", "kserve"]
 GGUF = "model.gguf"
+DATED = f"Where the model's own template writes today's date, this one always writes that of {bounded.DAY:%Y-%m-%d}."
 
 
 def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress: Progress = QUIET) -> str:
@@ -212,6 +222,7 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
         write(artifact, files, target, progress)
         replace(artifact, model=f"{endpoint}#{name}", engine="api", weights=BASE).save(target / "artifact")
         text = README.format(name=name, server=server, before=before, command=command, endpoint=endpoint, key=key)
+        text += f"\n{DATED}\n" if _is_dated(files.folder) else ""
         (target / "README.md").write_text(text, "utf-8")
 
     publish(folder, build)
@@ -272,6 +283,7 @@ def modelfile(tokenizer: Tokenizer, context: int, system: str = "", thinking: Th
     stops = [json.dumps(tokenizer.decode([end], skip_special=False), ensure_ascii=False) for end in ends]
     note = "# The model's own template strips white space around messages; this one cannot."
     lines = [note] if template.strips else []
+    lines += [f"# {DATED}"] if _is_dated(tokenizer.folder) else []
     lines += [f"FROM ./{GGUF}", f'TEMPLATE """{template.go()}"""', "PARAMETER temperature 0"]
     if system and ('"""' in system or system.endswith('"')):
         lines.insert(0, "# A Modelfile cannot hold this system message, for its quotes: clients have to send it.")
@@ -280,6 +292,10 @@ def modelfile(tokenizer: Tokenizer, context: int, system: str = "", thinking: Th
     lines.append("PARAMETER repeat_penalty 1")  # Ollama's default, 1.1, does not give the likeliest text
     lines += [f"PARAMETER num_ctx {context}", *(f"PARAMETER stop {stop}" for stop in stops), ""]
     return "\n".join(lines)
+
+
+def _is_dated(model: Path) -> bool:
+    return "strftime_now" in (chat_template_of(model) or "")
 
 
 def _write_kserve(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:

@@ -1,10 +1,11 @@
 """Programs by others, run within limits: chat templates of models, and regular expressions.
 
 A template is a Jinja program by the model's authors. It runs in an immutable sandbox, over messages that are values and
-never template text. The environment is that of transformers' `apply_chat_template`, so both give the same text. The
-sandbox does not keep a template from writing gigabytes or looping for ever, and some regular expressions take for ever
-on some texts. So both run in a process of their own, `python -m rung.models.bounded`, with limits of memory, time and
-output. The templates of the built-in models, which are known, run in this one.
+never template text. The environment is that of transformers' `apply_chat_template`, so both give the same text, except
+that today is always the same day. The sandbox does not keep a template from writing gigabytes or looping for ever, and
+some regular expressions take for ever on some texts. So both run in a process of their own, `python -m
+rung.models.bounded`, with limits of memory, time and output. The templates of the built-in models, which are known, run
+in this one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, Work
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
+# What a template reads as today, Llama 3.2's default: a prompt that changed every day would not be the measured one.
+DAY = datetime(2024, 7, 26)
 SECONDS = 10.0  # of one call; they take a millisecond
 START_SECONDS = 60.0  # of the first one, in which the process starts
 MEMORY = 2**30  # bytes of addresses; an idle process has a tenth
@@ -38,6 +41,7 @@ KNOWN = {
     "d5495a1e5db0611132a97e46a65dbb64a642a499421228b9c8b93229097fa9a4",  # Qwen2.5-Coder-1.5B-Instruct
 }
 
+_TODAY = re.compile(r"""\bstrftime_now\(\s*+(["'])([^"'\\]*+)\1\s*+\)""")
 _lock = threading.Lock()
 _workers: list[WorkerProcess] = []
 _exceeding: set[str] = set()  # templates that ran into a limit of time or memory are not run again
@@ -75,6 +79,11 @@ def _asked(call: str, template: str, variables: Mapping[str, Any]) -> Any:
     except WorkerError as failed:
         _exceeding.add(template)
         raise _refused(variables, f"it exceeds the limits of time and memory: {failed}") from failed
+
+
+def dated(template: str) -> str:
+    """A template with that day's text where it asks for today's, for servers that would tell it the real day."""
+    return _TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), template)
 
 
 def found(pattern: str, text: str, *, whole: bool = False) -> bool:
@@ -199,7 +208,7 @@ def _environment() -> Environment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = DAY.strftime
     return environment
 
 
