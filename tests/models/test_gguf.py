@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import urllib.request
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from rung.errors import ModelError
 from rung.models import gguf as gguf_files
 from rung.models import gguf_tokenizer
+from rung.models.checkpoint import verify
 from rung.models.gguf import read_file
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer, chat_template_of
@@ -289,23 +291,64 @@ def finish(writer):
     writer.close()
 
 
+def written_part(path, file, number, some, count=2, change=np.array):
+    """Write a part of the small file with `some` of its tensors."""
+    read, writer = gguf.GGUFReader(file), gguf.GGUFWriter(path, "llama")
+    if number == 0:
+        copy_metadata(read, writer)
+    writer.add_uint16("split.no", number)
+    writer.add_uint16("split.count", count)
+    writer.add_int32("split.tensors.count", len(read.tensors))
+    for tensor in read.tensors[some]:
+        writer.add_tensor(tensor.name, change(tensor.data))
+    finish(writer)
+    return path
+
+
 @pytest.fixture
 def parts(file, tmp_path):
     """The small file in two parts, cut between its tensors."""
-    read = gguf.GGUFReader(file)
-    tensors, paths = list(read.tensors), []
-    for number, some in enumerate((tensors[:5], tensors[5:])):
-        paths.append(tmp_path / f"small-{number + 1:05d}-of-00002.gguf")
-        writer = gguf.GGUFWriter(paths[-1], "llama")
-        if number == 0:
-            copy_metadata(read, writer)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 2)
-        writer.add_int32("split.tensors.count", len(tensors))
-        for tensor in some:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
-        finish(writer)
-    return paths
+    cut = (slice(None, 5), slice(5, None))
+    return [written_part(tmp_path / f"small-{i + 1:05d}-of-00002.gguf", file, i, some) for i, some in enumerate(cut)]
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"number": 0, "some": slice(None, 5)}, "holds part 1 of 2"),
+        ({"number": 1, "some": slice(5, None), "count": 3}, "holds part 2 of 3"),
+        ({"number": 1, "some": slice(4, None)}, "holds 1 tensors that an earlier part holds too, such as "),
+    ],
+)
+def test_a_part_that_is_another_one_is_named(parts, file, part, says):
+    written_part(parts[1], file, **part)
+    with pytest.raises(ModelError) as wrong:
+        resolve(str(parts[0]))
+    assert wrong.value.code == "model-damaged"
+    assert f"{parts[1]} {says}" in wrong.value.message
+
+
+def test_a_tensor_of_no_numbers_is_one_of_the_users_file(parts, file, converted):
+    written_part(parts[1], file, 1, slice(5, None), change=lambda data: np.full_like(data, np.nan))
+    with pytest.raises(ModelError, match="holds values that are no numbers") as wrong:
+        verify(resolve(str(parts[0])))
+    assert wrong.value.message.startswith(f"{parts[0]}: ")
+
+
+@pytest.mark.parametrize("name", ["small.bin", "small.gguf.part1of2"])
+def test_a_gguf_file_of_another_name_is_known_by_its_content(file, tmp_path, monkeypatch, name):
+    (tmp_path / "models").mkdir()
+    shutil.copyfile(file, tmp_path / "models" / name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="is a GGUF file, and its name does not end in") as wrong:
+        resolve(f"models/{name}")
+    assert "did you mean" not in wrong.value.hint
+
+
+def test_a_folder_of_gguf_files_is_not_the_model(file):
+    with pytest.raises(ModelError, match="holds no weights in safetensors format") as wrong:
+        resolve(str(file.parent))
+    assert wrong.value.hint == f"name a GGUF file itself, such as {file}"
 
 
 def test_all_parts_of_a_split_file_make_the_whole_model_and_are_read_once(parts, converted, monkeypatch):

@@ -178,7 +178,7 @@ def check_loaded(
         if keys
     ]
     hint = f"the prefix comes from {written_by}" if written_by else "save the whole model with `save_pretrained`"
-    problem = f"{files.folder} does not fit its config.json ({files.architecture}): {'; '.join(parts)}"
+    problem = f"{files.place} does not fit its config.json ({files.architecture}): {'; '.join(parts)}"
     raise ModelError("model-damaged", problem, hint=hint)
 
 
@@ -249,7 +249,7 @@ def _packed(files: ModelFiles, config: Any) -> dict[str, Any]:
     elif values is None:
         return {}
     else:
-        problem = f"{files.folder}: the quantization_config of config.json names no quant_method: {values}"
+        problem = f"{files.place}: the quantization_config of config.json names no quant_method: {values}"
         raise ModelError("model-unsupported", problem, hint=_UNQUANTIZED)
     raise ModelError(
         "model-unsupported", f"{files.name}: it is quantized for {method}, which nothing here runs", hint=_UNQUANTIZED
@@ -310,7 +310,7 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> int:
     if wrong := sorted(info["mismatched_keys"], key=str):
         key, found, expected = wrong[0]
         problem = (
-            f"{files.folder} does not fit its config.json ({files.architecture}): {len(wrong)} tensors have another "
+            f"{files.place} does not fit its config.json ({files.architecture}): {len(wrong)} tensors have another "
             f"shape, such as {key}: {list(found)} instead of {list(expected)}"
         )
         raise ModelError("model-damaged", problem, hint="use the config.json that was saved with these weights")
@@ -334,9 +334,9 @@ def _check_vocabulary(files: ModelFiles, rows: int, kind: ModelKind) -> None:
         token = max(beyond)
         what = f"the tokenizer writes {beyond[token]!r} as token {token}, and the model has {rows} embeddings"
         hint = "call `model.resize_token_embeddings(len(tokenizer))` before saving, or use the model's own tokenizer"
-        raise ModelError("model-damaged", f"{files.folder}: {what}", hint=hint)
+        raise ModelError("model-damaged", f"{files.place}: {what}", hint=hint)
     if kind == "language model" and not any(0 <= end < rows for end in tokenizer.eos_ids):
-        problem = f"{files.folder} names no token that ends an answer, or one that the model does not have"
+        problem = f"{files.place} names no token that ends an answer, or one that the model does not have"
         hint = 'write its id into config.json: "eos_token_id": 2, for example'
         raise ModelError("model-damaged", problem, hint=hint)
 
@@ -359,7 +359,7 @@ def _holds_tied_head(files: ModelFiles) -> bool:
         return False
     head, table = pair.pop(_HEAD), pair.popitem()[1]
     if not torch.equal(head, table):
-        problem = f"{files.folder}: config.json ties the output layer to the embeddings, and the weights have another"
+        problem = f"{files.place}: config.json ties the output layer to the embeddings, and the weights have another"
         hint = 'write "tie_word_embeddings": false into config.json, or remove lm_head.weight from the weights'
         raise ModelError("model-damaged", problem, hint=hint)
     return True
@@ -434,16 +434,16 @@ def _check_numbers(files: ModelFiles, kind: ModelKind, *, packed: bool) -> None:
         whole = not tensor.is_floating_point() and not integers and name.endswith(".weight") and tensor.dim() > 1
         if narrow or whole:
             what = "numbers of 8 bits without a scale" if narrow else "integers"
-            problem = f"{files.folder}: the tensor {name} holds {what}, and config.json names no quantization"
+            problem = f"{files.place}: the tensor {name} holds {what}, and config.json names no quantization"
             hint = "restore the quantization_config of config.json, or save the model in full precision"
             raise ModelError("model-damaged", problem, hint=hint)
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            problem = f"{files.folder}: the tensor {name} holds values that are no numbers (NaN or infinite)"
+            problem = f"{files.place}: the tensor {name} holds values that are no numbers (NaN or infinite)"
             raise ModelError(
                 "model-damaged", problem, hint="its training has diverged, or the file is damaged: fetch it again"
             )
     if lost := [name for name in scaled if not {f"{name}_scale", f"{name}_scale_inv"} & names]:
-        problem = f"{files.folder}: {len(lost)} tensors of 8 bits have no scale, such as {lost[0]}"
+        problem = f"{files.place}: {len(lost)} tensors of 8 bits have no scale, such as {lost[0]}"
         raise ModelError("model-damaged", problem, hint="save the whole model with `save_pretrained`")
 
 

@@ -62,12 +62,11 @@ def convert(
     """
     progress.start(f"converting {file.name} to safetensors (once)")
     first, metadata = read_file(file)
-    readers = [first, *(read_file(part)[0] for part in _parts(file, metadata)[1:])]
+    tensors = _tensors(_parts(file, metadata), first)
     tokenizer = build(metadata, file.name)
     tokenizer.save(folder)
-    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     with tempfile.TemporaryDirectory(prefix=".joined-", dir=folder.parent) as scratch:
-        whole = file if len(readers) == 1 else _joined(file, first, tensors, Path(scratch))
+        whole = file if int(metadata.get("split.count", 1)) <= 1 else _joined(file, first, tensors, Path(scratch))
         _convert_weights(whole, folder, metadata, tensors, file.name)
     special: dict[str, Any] = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}
     if find_ends and tokenizer.ends:
@@ -169,6 +168,25 @@ def _parts(file: Path, metadata: Mapping[str, Any]) -> list[Path]:
     if file != parts[0]:
         raise ModelError("model-damaged", f"{file} is not the first part of its model", hint=f"name {parts[0]}")
     return parts
+
+
+def _tensors(parts: list[Path], first: Any) -> dict[str, Any]:
+    """All tensors of a model by their names, of which each part has its own.
+
+    Raises:
+        ModelError: `model-damaged`: a part is another one than its name says, or holds what an earlier one holds.
+    """
+    tensors = {tensor.name: tensor for tensor in first.tensors}
+    for number, part in enumerate(parts[1:], start=1):
+        reader, said = read_file(part)
+        if (place := (int(said.get("split.no", -1)), int(said.get("split.count", 0)))) != (number, len(parts)):
+            found = "no part of a model" if place[0] < 0 else f"part {place[0] + 1} of {place[1]}"
+            raise ModelError("model-damaged", f"{part} holds {found}", hint="download this part again")
+        if twice := sorted(tensors.keys() & {tensor.name for tensor in reader.tensors}):
+            problem = f"{part} holds {len(twice)} tensors that an earlier part holds too, such as {twice[0]}"
+            raise ModelError("model-damaged", problem, hint="download all parts of one model again")
+        tensors |= {tensor.name: tensor for tensor in reader.tensors}
+    return tensors
 
 
 def _joined(file: Path, first: Any, tensors: Mapping[str, Any], folder: Path) -> Path:

@@ -168,7 +168,10 @@ def check_folder(folder: Path) -> None:
         problem = f"{folder} holds an adapter beside a model, and would run the adapter's base model"
         raise ModelError("model-unsupported", problem, hint=hint)
     if not weights(folder):
-        hint = "convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository"
+        hint = "convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository; of"
+        hint += " one with GGUF files, fetch a file (`hf download ORG/NAME FILE.gguf --local-dir .`) and name it"
+        if files := sorted(entry for entry in _entries(folder) if entry.suffix.lower() == ".gguf"):
+            hint = f"name a GGUF file itself, such as {files[0]}"
         raise ModelError("model-damaged", f"{folder} holds no weights in safetensors format", hint=hint)
 
 

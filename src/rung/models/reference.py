@@ -45,6 +45,11 @@ class ModelFiles:
     architecture: str  # as config.json names it, such as `LlamaForCausalLM`
     licence: str | None  # as the model card names it, such as `apache-2.0`
 
+    @property
+    def place(self) -> str:
+        """What the user has of it: a GGUF file, and not the folder that Rung converts it to, else its folder."""
+        return self.reference if self.reference.lower().endswith(".gguf") else str(self.folder)
+
 
 def is_endpoint(reference: str) -> bool:
     """Whether a reference means a model at an API: `http(s)://HOST/v1#MODEL`."""
@@ -71,6 +76,8 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
     if path.suffix.lower() == ".gguf" and path.is_file():
         folder, identity = gguf.ensure(path.absolute(), progress=progress)
         return _describe(reference, folder, path.stem, identity)
+    if path.is_file():
+        raise _other_file(path)
     if _is_hub_id(reference):
         name, _, revision = reference.partition("@")
         return _describe(reference, hub.ensure(name, revision or None, progress=progress), name.split("/")[1])
@@ -97,6 +104,16 @@ def hub_name(reference: str) -> str | None:
 def _is_hub_id(reference: str) -> bool:
     path_like = reference.startswith((".", "/", "~")) or reference.lower().endswith(".gguf")
     return not path_like and HUB_ID.fullmatch(reference) is not None
+
+
+def _other_file(path: Path) -> ModelError:
+    with path.open("rb") as stream:
+        is_gguf = stream.read(4) == b"GGUF"
+    what, hint = "a file and no model", f"name the folder of a model, not one of its files; {FORMS}"
+    if is_gguf:
+        what = "a GGUF file, and its name does not end in .gguf"
+        hint = "rename it; if it is a piece of a file, join all pieces first: cat NAME.gguf.part* > NAME.gguf"
+    return ModelError("unknown-model", f"{path} is {what}", hint=hint)
 
 
 def _unknown(reference: str, path: Path) -> ModelError:
