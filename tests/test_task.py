@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -243,6 +244,9 @@ def test_rows_of_every_kind_make_the_same_task() -> None:
         task = of_memory(data=kind)
         assert task.fingerprint() == of_memory().fingerprint()
         assert task.read().fingerprint == of_memory().read().fingerprint
+    for column in (list, tuple, np.array, pd.Series, pl.Series):
+        columns = {name: column([row[name] for row in ROWS]) for name in ("text", "label")}
+        assert of_memory(data=columns).read().fingerprint == of_memory().read().fingerprint
     assert of_memory(data=ROWS[1:]).fingerprint() != of_memory().fingerprint()
     assert of_memory().read().train[0].source.startswith("train row ")
 
@@ -263,6 +267,9 @@ def test_splits_and_paths_in_memory(tmp_path: Path) -> None:
         ({"data": [*ROWS, 5]}, "bad-row", "row 61 is no mapping"),
         ({"data": {"train": ROWS, "tset": ROWS}}, "unknown-key", "unknown key 'tset'"),
         ({"data": 5}, "bad-value", "`data.train`"),
+        ({"data": pd.DataFrame()}, "bad-value", "`train` names no file, and holds no row"),
+        ({"data": {"train": ROWS, "test": []}}, "bad-value", "`test` names no file, and holds no row"),
+        ({"data": {"text": ["a", "b"], "label": ["x"]}}, "bad-value", "differ in length: text 2, label 1"),
         ({"output": {"kind": "categry", "column": "label"}}, "bad-value", "`output.kind`"),
         ({"inputs": "text"}, "bad-value", "`inputs`"),
         ({"nam": "x"}, "unknown-key", "unknown key 'nam'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,9 @@ import pytest
 from sklearn.metrics import fbeta_score, recall_score, top_k_accuracy_score
 from test_tasks import run
 
+import rung
 from rung.artifact.artifact import Artifact
+from rung.errors import DataError
 from rung.evaluation.scoring import evaluate, summarize
 from rung.rungs import TfidfHead
 from rung.task import Task
@@ -95,3 +98,15 @@ def test_a_task_that_the_artifact_does_not_suit_is_refused(
         refused = run(command, str(folder / "head"), str(tmp_path / "task.yaml"), "--quiet")
         assert getattr(refused.exception, "code", "") == code
         assert re.search(said, f"{refused.exception} {getattr(refused.exception, 'hint', '')}")
+
+
+def test_rows_that_cannot_be_compared_are_named(folder: Path) -> None:
+    head, test = Artifact.load(folder / "head"), Task.load(folder / "task.yaml").read().test
+    assert rung.compare(head, head, test).n == len(test)
+    for rows, code, said in (
+        ((), "too-few-rows", "no rows to compare on"), ([{"text": "red"}], "bad-row", "row 1, of type dict, is no row"),
+        ([test[0], replace(test[1], outputs=())], "bad-row", "row 2, of type Example, is no row of a task with its"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=said) as refused:
+            rung.compare(head, head, rows)
+        assert (refused.value.code, "data.test" in refused.value.hint) == (code, True)

@@ -74,6 +74,15 @@ def task_of(data: str, *options: str) -> tuple[Task, str]:
     return Task.load("task.yaml"), result.stdout
 
 
+def test_a_folder_is_read_again_without_what_init_wrote() -> None:
+    Path("t").mkdir()
+    Path(tickets()).rename("t/tickets.csv")
+    for _ in range(2):
+        result = run("init", "t", "--out", "t/task.yaml", "--force")
+        assert result.exception is None
+    assert "tickets.csv" in Path("t/task.yaml").read_text()
+
+
 # ---- which column, and which kind
 
 

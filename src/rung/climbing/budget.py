@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import NamedTuple
 
 from rung.errors import ConfigError
@@ -44,15 +46,17 @@ def parse_budget(text: str | float) -> Limits:
 
 def parse_duration(text: str | float) -> float:
     """The seconds of `90`, `90s`, `10m`, `1.5h`, `1h30m` or `30d`; raise ConfigError (`bad-option`) for other text."""
-    if not isinstance(text, str):
-        return float(text)
-    found = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
     try:
+        if not isinstance(text, str):
+            if isinstance(text, bool) or not isinstance(text, Real) or not 0 <= text < math.inf:
+                raise ValueError(text)
+            return float(text)
+        found = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
         if found is None or not any(found.groups()):
             raise ValueError(text)
         days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
-        hint = "write `90s`, `10m`, `1.5h` or `1h30m`; or an amount of money: `5USD`"
+        hint = "write `90s`, `10m`, `1.5h` or `1h30m`, or seconds; or an amount of money: `5USD`"
         raise ConfigError("bad-option", f"invalid duration {text!r}", hint=hint) from None
     return 86_400 * days + 3600 * hours + 60 * minutes + seconds
 

@@ -550,7 +550,8 @@ def _longest(guess: Guess) -> dict[str, int]:
 
 def _table_in(folder: Path) -> Path | None:
     """The training table of a folder; None for a folder of documents."""
-    tables = sorted(path for path in folder.iterdir() if kind_of(path) in READERS and path.is_file())
+    schemas = set(folder.glob("*.schema.json"))  # what an earlier `rung init` wrote
+    tables = sorted(path for path in {*folder.iterdir()} - schemas if kind_of(path) in READERS and path.is_file())
     train = [path for path in tables if name_parts(path)[0].lower() in ("train", "training")]
     if train:
         return train[0]

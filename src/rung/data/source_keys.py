@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from rung.data.frames import MemoryRows, is_lazy
+from rung.data.frames import MemoryRows, is_lazy, is_table
 from rung.data.sources import encoding_problem, separator_problem
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
@@ -45,21 +45,33 @@ OneSource = str | InMemory | None
 
 
 def row_source(given: Any, name: str) -> Any:
-    """Turn paths into names, and rows in memory into `MemoryRows`; the name of a file and what is wrong stay."""
+    """Turn paths into names, and rows in memory into `MemoryRows`; the name of a file and what is wrong stay.
+
+    Raises:
+        ValueError: there is no file and no row.
+    """
     if isinstance(given, Path):
         return str(given)
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, (str, Path)) for each in given):
         return [str(each) for each in given]
     if isinstance(given, Mapping):
         return MemoryRows.of(_rows_of_columns(given), name)
-    names = isinstance(given, (str, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
+    names = isinstance(given, (str, MemoryRows)) or not hasattr(given, "__len__")
+    if not names and not len(given):
+        raise ValueError(f"`{name}` names no file, and holds no row")
     return given if names and not hasattr(given, "__next__") and not is_lazy(given) else MemoryRows.of(given, name)
+
+
+def is_column(given: Any) -> bool:
+    """Whether what is given holds the cells of one column: a list, an array, a Series."""
+    sized = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return sized and not isinstance(given, (str, bytes, Mapping)) and not is_table(given)
 
 
 def _rows_of_columns(given: Mapping[Any, Any]) -> Any:
     """The rows of a dict of columns; what is none stays."""
     columns = list(given.values())
-    if not columns or not all(isinstance(each, (list, tuple)) and len(each) == len(columns[0]) for each in columns):
+    if not columns or not all(is_column(each) and len(each) == len(columns[0]) for each in columns):
         return given
     return [dict(zip(given, cells, strict=True)) for cells in zip(*columns, strict=True)]
 

@@ -26,7 +26,7 @@ from rung.data.sections import (
     Needs,
     Section,
 )
-from rung.data.source_keys import ENCODING, SEPARATOR, Encoding, InMemory, OneSource, Preferences, Separator
+from rung.data.source_keys import ENCODING, SEPARATOR, Encoding, InMemory, OneSource, Preferences, Separator, is_column
 from rung.data.source_keys import row_source as _row_source
 from rung.data.sources import AUTO, FileFormat, Quoting
 from rung.data.texts import DecimalMark
@@ -187,8 +187,12 @@ class Split(Section):
 def _has_columns(values: Mapping[Any, Any]) -> bool:
     """Whether what is given as the section `data` holds columns of equal length, not keys of the section."""
     columns = list(values.values())
-    equal = len(columns) > 1 and all(isinstance(each, list) and len(each) == len(columns[0]) for each in columns)
-    return equal and not {"train", "validation", "test"} & values.keys()
+    if len(columns) < 2 or not all(map(is_column, columns)) or {"train", "validation", "test"} & values.keys():
+        return False
+    lengths = {name: len(each) for name, each in values.items()}
+    if len({*lengths.values()}) > 1 and values.keys() - DataSource.model_fields.keys():
+        raise ValueError(f"its columns differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+    return len({*lengths.values()}) == 1
 
 
 class DataSource(Section):
@@ -252,8 +256,6 @@ class DataSource(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.train is not None and not self.train:
-            raise ValueError("`train` names no file")
         if self.text is not None and not self.text:
             raise ValueError("`text` names no file")
         if self.text is None and "text_column" in self.model_fields_set:

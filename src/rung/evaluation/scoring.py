@@ -181,7 +181,18 @@ def compare(
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p.
 
     `folder` is searched first for a metric of the user.
+
+    Raises:
+        DataError: `too-few-rows`: there are none; `bad-row`: one has no expected answer, such as a dict.
     """
+    if not len(examples):
+        hint = "few rows are all trained on: give new ones as `data.test`, or set `data.split.method: holdout`"
+        raise DataError("too-few-rows", "there are no rows to compare on", hint=hint)
+    for number, row in enumerate(examples, start=1):
+        if not isinstance(row, Example) or not row.outputs:
+            problem = f"row {number}, of type {type(row).__name__}, is no row of a task with its expected answer"
+            hint = "give what the task reads: data = task.read(), then data.test; Task(..., data=rows) takes your rows"
+            raise DataError("bad-row", problem, hint=hint)
     progress = progress or default_progress()
     rows = [evaluate(artifact, examples, "test", folder=folder, progress=progress) for artifact in (a, b)]
     return compare_answers(a, b, *rows, folder=folder, seed=seed)
