@@ -166,6 +166,15 @@ def test_no_download_begins_without_room_for_it(index, monkeypatch):
     assert (caught.value.code, index[1:]) == ("write-failed", [])
 
 
+@pytest.mark.parametrize(("here", "more"), [({}, 2_000_000), ({"part01": 300_000}, 1_700_000), ({"whole.gguf": 9}, 0)])
+def test_what_is_here_already_needs_no_room(own_cache, here, more):
+    store = own_cache / "downloads" / "in-parts"
+    store.mkdir(parents=True)
+    for name, size in here.items():
+        (store / name).write_bytes(bytes(size))
+    assert module._needed(IN_PARTS) == more + 4 * IN_PARTS.parameters
+
+
 # ---- the Hub: a stand-in on this machine
 
 FROM_HUB = module._from_hub

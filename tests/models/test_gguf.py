@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import urllib.request
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -272,6 +273,18 @@ def test_a_damaged_file(tmp_path):
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:
         read_file(tmp_path / "x.gguf")
     assert caught.value.code == "model-damaged"
+
+
+def test_no_conversion_begins_without_room_for_it(file, weights, converted, tmp_path, monkeypatch):
+    assert (converted.folder, "small.gguf", "mit") in gguf_files.converted()
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    needed, usage = 4 * sum(values.size for values in weights.values()), namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, needed - 1))
+    with pytest.raises(ModelError, match=r"small\.gguf, whose weights are kept in 32 bits, needs 0\.0 GB") as caught:
+        resolve(str(file))
+    assert caught.value.code == "write-failed"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, needed))
+    assert resolve(str(file)).fingerprint == converted.fingerprint
 
 
 # ---- a model in several files, as llama.cpp's gguf-split writes it

@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 
 import pytest
@@ -24,7 +25,7 @@ def rung(tmp_path, monkeypatch):
 def test_list(rung, embedded, encoder):
     assert "smollm2-135m-instruct" in rung("list").stdout
     models = json.loads(rung("list", "--json").stdout)
-    assert [m["reference"] for m in models][2:] == ["builtin:qwen2.5-coder-0.5b", "builtin:qwen2.5-coder-1.5b"]
+    assert [m["reference"] for m in models][2:4] == ["builtin:qwen2.5-coder-0.5b", "builtin:qwen2.5-coder-1.5b"]
     assert [(m["reference"], m["cached"]) for m in models[:2]] == [("embedded", True), ("embedded-encoder", True)]
     assert [(m["parameters"], m["context"]) for m in models[:2]] == [
         (embedded.parameters, embedded.context),
@@ -69,8 +70,32 @@ def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):
         rung("pull", "embedded", "--openvino", "--precision", "int3")
 
 
-def test_pull_of_a_local_folder(rung, small_model):
-    assert json.loads(rung("pull", str(small_model), "--json").stdout)["parameters"] == 6
+def test_pull_of_a_local_folder_verifies_it(rung, tiny_encoder, small_model):
+    assert json.loads(rung("pull", str(tiny_encoder), "--json").stdout)["parameters"] > 0
+    with pytest.raises(ModelError, match="are missing, such as lm_head"):
+        rung("pull", str(small_model), "--json")
+
+
+@pytest.mark.parametrize("by", ["file", "folder"])
+def test_a_converted_file_is_listed_and_removed(rung, small_model, tmp_path, by):
+    from rung.models import gguf
+
+    rung("list", empty_cache=True)
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF")
+    folder = shutil.copytree(small_model, gguf.folder_of(file))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\nConverted by Rung from small.gguf.\n")
+    (folder / "more").write_bytes(bytes(10_000_000))
+    export = tmp_path / "cache" / "openvino" / f"{folder.name}-causal-int8"
+    export.mkdir(parents=True)
+    listed = json.loads(rung("list", "--json").stdout)[-1]
+    assert (listed["reference"], listed["name"], listed["licence"]) == (str(folder), "small.gguf", "mit")
+    assert (listed["parameters"], listed["context"]) == (13, 32)
+    assert rung("rm", str(file if by == "file" else folder)).stdout == "0.01 GB removed\n"
+    assert (folder.exists(), export.exists(), file.exists()) == (False, False, True)
+    assert "small.gguf" not in rung("list").stdout
+    with pytest.raises(ModelError, match="nor a converted"):
+        rung("rm", str(small_model))
 
 
 def test_a_built_in_model_has_several_names_and_wrong_ones_are_told(rung, embedded):

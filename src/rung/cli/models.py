@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from typer import Argument, Option
@@ -28,9 +29,12 @@ Reference = Annotated[str, Argument(
 
 @app.command("list")
 def list_models(json: options.Json = False) -> None:
-    """List the models that come with Rung."""
+    """List the models that come with Rung, and the GGUF files that it has converted."""
+    from rung.models import gguf
+    from rung.models.cache import size_of
     from rung.models.embedded import EMBEDDED
-    from rung.models.reference import is_cached
+    from rung.models.hub import text_settings
+    from rung.models.reference import is_cached, tensor_sizes
 
     models = [
         {
@@ -39,6 +43,14 @@ def list_models(json: options.Json = False) -> None:
             "about": model.about,
         }
         for model in EMBEDDED
+    ] + [
+        {
+            "reference": str(folder), "name": name, "kind": "language model",
+            "parameters": sum(tensor_sizes(folder).values()),
+            "context": text_settings(folder).get("max_position_embeddings"), "licence": licence, "cached": True,
+            "about": f"{size_of(folder) / 1e9:.1f} GB, converted from a GGUF file: rung models rm {folder}",
+        }
+        for folder, name, licence in gguf.converted()
     ]  # fmt: skip
     render.result(json, models, lambda: render_models.built_in_models(models))
 
@@ -102,12 +114,14 @@ def pull(
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.engines.opening import export_ahead
     from rung.engines.openvino_export import ExportPrecision
+    from rung.models.checkpoint import verify
     from rung.models.reference import resolve
 
     chosen = options.choose("--precision", precision, get_args(ExportPrecision))
     if chosen and not openvino:
         raise ConfigError("bad-option", "--precision is that of an export", hint="add --openvino")
     files = resolve(reference, progress=options.progress(quiet))
+    verify(files)
     if openvino:
         export_ahead(files, chosen, progress=options.progress(quiet))
     text = f"{files.name}: {render_models.count(files.parameters)} parameters in {files.folder}"
@@ -127,13 +141,19 @@ def _starting(reference: str, files: ModelFiles) -> tuple[str, ...]:
 
 @app.command()
 def rm(reference: Reference) -> None:
-    """Remove a built-in model, its exports and started downloads from the cache."""
+    """Remove a built-in model or a converted .gguf file, its exports and started downloads from the cache."""
+    from rung.models import gguf
     from rung.models.embedded import BUILTIN, find, remove
 
-    if (model := find(reference)) is None:
-        hint = f"Rung keeps embedded and {BUILTIN} models; those of the Hub are in its own cache (`hf cache`)"
-        raise ModelError("unknown-model", f"{reference} is not a built-in model", hint=hint)
-    render.say(f"{remove(model) / 1e9:.2f} GB removed")
+    model = find(reference)
+    freed = gguf.remove(Path(reference).expanduser()) if model is None else remove(model)
+    if freed is None:
+        hint = f"Rung keeps embedded and {BUILTIN} models, and converted .gguf files: `rung models list`; those of the "
+        raise ModelError(
+            "unknown-model", f"{reference} is not a built-in model, nor a converted .gguf file",
+            hint=f"{hint}Hub are in its own cache (`hf cache`)",
+        )  # fmt: skip
+    render.say(f"{freed / 1e9:.2f} GB removed")
 
 
 @app.command()

