@@ -64,6 +64,15 @@ def json_value(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] 
     return value
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; raise ValueError for a key that it has twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice: remove or rename one")
+    return value
+
+
 def parse_json(text: str | bytes, damaged: Damaged) -> Any:
     """The value of a JSON text."""
     try:

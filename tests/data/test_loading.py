@@ -17,7 +17,7 @@ import yaml
 
 from rung.data.quality import detectable_difference
 from rung.data.rows import Data, example_id
-from rung.errors import DataError
+from rung.errors import ConfigError, DataError
 from rung.evaluation.statistics import mcnemar_midp
 from rung.task import Task
 
@@ -419,3 +419,50 @@ def test_weights_of_rows() -> None:
 def test_a_weight_that_is_none_is_refused(wrong: object) -> None:
     with pytest.raises(DataError, match=r"'w' is '.*', which is no weight"):
         weighted(1, wrong)
+
+
+def test_a_key_that_an_expected_record_has_twice_is_an_error_in_a_cell_too(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "label": f'{{"x": {i}, "x": 2}}'} for i in range(20)]
+    error = refused(tmp_path, {"train.csv": rows}, output={"column": "label", "kind": "json"})
+    assert error.code == "bad-json"
+    assert "train.csv:2: the expected answer is not valid JSON: an object has the key 'x' twice" in error.message
+
+
+@pytest.mark.parametrize(("shared", "problems", "told"), [(0, 1, 0), (7, 0, 1), (10, 0, 0)])
+def test_a_ranking_whose_rows_have_nothing_right_to_find(tmp_path: Path, shared: int, problems: int, told: int) -> None:
+    train = [{"text": f"row {i}", "label": f"group {i}"} for i in range(60)]
+    held = {name: [{"text": f"{name} {i}", "label": f"group {i if i < shared else 100 + i}"} for i in range(10)]
+            for name in ("validation", "test")}  # fmt: skip
+    files = {"train.csv": train, **{f"{name}.csv": rows for name, rows in held.items()}}
+    given = {"data": {name: f"{name}.csv" for name in held}, "output": {"column": "label", "kind": "ranking"}}
+    report = read(tmp_path, files, **given).report
+    start = f"{10 - shared} of 10 test rows ({10 - shared}0.0%) have an answer that no training row has, so nothing "
+    assert sum(text.startswith(start) for text in report.problems) == problems
+    assert sum(text.startswith(start) for text in report.warnings) == told
+
+
+def test_a_column_of_a_label_that_no_row_has_is_an_answer_all_the_same(tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "rude": i % 2, "toxic": i % 3 // 2, "threat": 0} for i in range(60)]
+    output = {"columns": ["rude", "toxic", "threat"], "kind": "multilabel"}
+    data = read(tmp_path, {"train.csv": rows}, output=output)
+    assert data.labels == ("rude", "threat", "toxic")
+    (told,) = [text for text in data.report.warnings if "no training row" in text]
+    assert told == "1 of 3 labels have no training row: 'threat': only prompting can answer with them"
+
+
+@pytest.mark.parametrize(("filled", "told"), [(0, True), (2, True), (10, False)])
+def test_an_input_that_says_nothing_is_named(tmp_path: Path, filled: int, told: bool) -> None:
+    rows = [{**row, "title": f"title {i}" if i < filled else " "} for i, row in enumerate(numbered(60))]
+    report = read(tmp_path, {"train.csv": rows}, inputs=["text", "title"]).report
+    start = f"the input 'title' is empty in {60 - filled} of 60 rows: train.csv:{filled + 2}, "
+    assert [text.startswith(start) for text in report.warnings if "'title'" in text] == [True] * told
+    report = read(tmp_path, {"train.csv": rows}, inputs=["text", "title"], template="Say {text}").report
+    left_out = "`template` leaves out the input 'title', so no prompt shows it: add {title}, or drop it"
+    assert left_out in report.warnings
+    assert not [text for text in report.warnings if "`template` leaves out the input 'text'" in text]
+
+
+def test_a_rung_that_is_tried_and_never_tried_is_refused(tmp_path: Path) -> None:
+    constraints = {"rungs": ["features", "lora"], "exclude": ["lora"]}
+    with pytest.raises(ConfigError, match="'lora' is in both `rungs` and `exclude`"):
+        read(tmp_path, {"train.csv": numbered(60)}, constraints=constraints)

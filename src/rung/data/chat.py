@@ -15,7 +15,7 @@ from typing import Any
 
 from rung.errors import DataError
 from rung.models.messages import call_id, tagged_call
-from rung.yamlfile import json_value
+from rung.yamlfile import json_value, unique_keys
 
 # The names of roles in the formats of OpenAI, ShareGPT, LLaMA-Factory and Llama.
 ROLES = {
@@ -153,7 +153,7 @@ def _parsed(text: str, where: str) -> Any:
         parts = _HH.split(text)[1:]
         return [{"role": role.lower(), "content": part} for role, part in zip(parts[::2], parts[1::2], strict=True)]
     try:
-        return json_value(text)
+        return json_value(text, unique_keys)
     except ValueError as error:
         raise DataError("bad-row", f"{where} is neither a list of messages nor its JSON: {error}", hint=HINT) from None
 

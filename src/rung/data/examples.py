@@ -21,7 +21,7 @@ from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, is_dated, time_of
 from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
-from rung.yamlfile import json_value
+from rung.yamlfile import json_value, unique_keys
 
 NOT_APPROVED, EMPTY_INPUT = "not approved", "empty input"
 
@@ -430,7 +430,7 @@ def _literal(text: str) -> Any:
 
 def _from_json(text: str, record: Record, what: str, hint: str) -> Any:
     try:
-        return json_value(text)
+        return json_value(text, unique_keys)
     except ValueError as error:
         raise DataError("bad-json", f"{record.source}: {what} is not valid JSON: {error}", hint=hint) from None
 

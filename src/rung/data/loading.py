@@ -363,7 +363,8 @@ def _labels(task: TaskSpec, splits: Splits) -> tuple[str, ...]:
     if task.output.kind not in LABELLED:
         return ()
     first = _label_sources(splits, task.output.kind, task.output.labels or ())
-    allowed = task.output.labels or sorted(first)
+    named = task.output.columns or ()  # a label that no row has is an answer all the same
+    allowed = task.output.labels or sorted({*first, *named})
     described = dict.fromkeys(task.output.descriptions, "`output.descriptions`")
     for label, source in {**described, **first}.items():
         if label not in allowed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import sqrt
@@ -11,7 +11,7 @@ from typing import Any
 
 from rung.data.examples import NOT_APPROVED
 from rung.data.rows import LABELLED, SHOWN, DataReport, Example, labels_of, normal
-from rung.data.spec import TaskSpec
+from rung.data.spec import TaskSpec, placeholders
 from rung.data.splitting import Place
 from rung.data.texts import number_text, read_number, spelling
 from rung.errors import DataError
@@ -23,6 +23,7 @@ LIMITED = "over the limit"  # why a row is left out that a limit of the task fil
 WANTED = (LIMITED, NOT_APPROVED)  # what the task file asks to leave out
 FEW_LABELLED = 5  # a label with fewer test rows has no score of its own
 LOPSIDED = 0.9  # share of one label, from which accuracy says little about the others
+EMPTY = 0.95  # share of the rows, from which an input says nothing
 LEAK_ROWS = 20  # rows from which an input that gives the answer away can be told from chance
 LEAK_SHARE = 0.95  # of the rows
 REPEATED = 3  # rows for each value of an input, on average, that determines the answer
@@ -53,6 +54,10 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
     if task.output.kind in LABELLED:
         report.warnings += _labels_without_rows(labels, report, tested)
         report.warnings += _few_of_a_label(task, splits, report)
+    if task.output.kind == "ranking":
+        problems, told = _unanswerable(splits, report, [name for name in tested if splits[name]])
+        report.problems, report.warnings = [*report.problems, *problems], [*report.warnings, *told]
+    report.warnings += _unread(task, [row for part in splits.values() for row in part])
     report.warnings += _given_away(task, [row for name in report.splits for row in splits.get(name, ())])
     for name in tested:
         if splits[name]:
@@ -156,6 +161,38 @@ def _few_of_a_label(task: TaskSpec, splits: Rows, report: DataReport) -> Iterato
             f"always answering {label!r} is right in {count / rows:.1%} of the {_name(split, report)} rows: accuracy "
             "says little about the other labels"
         )
+
+
+def _unanswerable(splits: Rows, report: DataReport, tested: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find the rows whose answer no training row has, which no ranking of training rows can get right."""
+    problems: list[str] = []
+    told: list[str] = []
+    counts = Counter(row.outputs[0] for row in splits["train"])
+    for name in tested:
+        least = 2 if name == "train" else 1  # in folds, another row than itself
+        lone = [row.source for row in splits[name] if counts[row.outputs[0]] < least]
+        text = (
+            f"{len(lone):,} of {len(splits[name]):,} {_name(name, report)} rows ({len(lone) / len(splits[name]):.1%}) "
+            f"have an answer that no {'other' if least > 1 else 'training'} row has, so nothing right can be found: "
+            f"{places(lone)}"
+        )
+        if lone:
+            (problems if len(lone) == len(splits[name]) else told).append(text)
+    return problems, told
+
+
+def _unread(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:
+    """Inputs that say nothing: empty in nearly all rows, or left out of the user's template."""
+    if task.output.kind == "chat":
+        return
+    for name in task.inputs:
+        empty = [row.source for row in rows if not row.inputs[name].strip()]
+        if len(empty) >= EMPTY * len(rows) > 0:
+            yield f"the input {name!r} is empty in {len(empty):,} of {len(rows):,} rows: {places(empty)}"
+    if task.template is not None:
+        for name in task.inputs:
+            if name not in placeholders(task.template):
+                yield f"`template` leaves out the input {name!r}, so no prompt shows it: add {{{name}}}, or drop it"
 
 
 def _given_away(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:

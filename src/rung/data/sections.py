@@ -94,6 +94,12 @@ class Constraints(Section):
         None, description="Longest time for a row of what is recommended, in seconds.", examples=[0.2]
     )
 
+    @model_validator(mode="after")
+    def _tried_or_not(self) -> Self:
+        if both := [name for name in self.rungs or () if name in (self.exclude or ())]:
+            raise ValueError(f"{both[0]!r} is in both `rungs` and `exclude`")
+        return self
+
 
 class McpServer(Section):
     """A local tool server that speaks the Model Context Protocol over stdin and stdout."""

@@ -33,7 +33,7 @@ from rung.data.frames import (
 )
 from rung.data.rows import Record
 from rung.errors import ConfigError, DataError, Location, needed_by
-from rung.yamlfile import UnpackedFile, json_value
+from rung.yamlfile import UnpackedFile, json_value, unique_keys
 
 Quoting = Literal["auto", "double", "backslash", "none"]
 HUB = "hf:"
@@ -498,7 +498,7 @@ def _jsonl(path: Path, how: FileFormat) -> Iterator[Record]:
 def _parsed(text: str, path: Path, line: int) -> Any:
     """Parse JSON text that begins in `line`."""
     try:
-        value = json_value(text, _unique)
+        value = json_value(text, unique_keys)
         if "\\ud" in text.lower():  # half of a surrogate pair parses, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -506,22 +506,11 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         if kind_of(path) == ".json" and error.msg == "Extra data":
             hint = "if the file has one object a line, give it the ending .jsonl; " + hint
         raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where, hint=hint) from None
-    except KeyError as error:
-        problem = f"an object has the key {error.args[0]!r} twice"
-        raise DataError("bad-json", problem, where=Location(str(path), line), hint="remove or rename one") from None
     except ValueError as error:
         problem = "half of a surrogate pair (\\ud800...)" if isinstance(error, UnicodeEncodeError) else str(error)
         if "digits" in problem:
             problem = "a number has too many digits"
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its keys and values; raise KeyError for a key that it has twice."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise KeyError(next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1))
     return value
 
 
