@@ -229,7 +229,7 @@ def test_a_label_that_is_none_and_rows_that_contradict_each_other_are_refused_wi
         ("seconds", -3, "a number of 0 or"),
         ("completion_tokens", 1e30, "a whole number"), ("confidence", "high", "a number from 0 to 1"),
         ("confidence", float("nan"), "a number from 0 to 1"), ("split", "trian", "train or test"), ("key", 5, "a text"),
-        ("missed", "no", "true or false"),
+        ("missed", "no", "true or false"), ("inputs", "Where?", "an object"),
     ],
 )  # fmt: skip
 def test_what_is_known_about_a_case_is_of_its_kind(store, task, tmp_path, key, value, right):

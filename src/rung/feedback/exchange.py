@@ -209,8 +209,12 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
                 problem = f"{record.source}: the input is not valid JSON: {error}"
                 raise DataError("bad-json", problem, hint=hint) from None
         values = {"template": template, "inputs": inputs, "actual": actual, "expected": expected}
-    given = values["inputs"] if isinstance(values["inputs"], Mapping) else {}
-    as_read = read_inputs(given, task.inputs, task.output.kind, record.source)
+    if not isinstance(values["inputs"], Mapping):
+        problem = f"{record.source}: 'inputs' is {str(values['inputs'])[:80]!r}, not an object"
+        raise DataError(
+            "bad-row", problem, hint='write {"' + task.inputs[0] + '": ...}; a text is read from a column `input`'
+        )
+    as_read = read_inputs(values["inputs"], task.inputs, task.output.kind, record.source)
     unknown = [name for name in placeholders(str(values.get("template") or "")) if name not in task.inputs]
     if unknown:
         problem = f"the prompt template asks for {{{unknown[0]}}}, which is not an input of {task.name}"
