@@ -60,7 +60,7 @@ _NAME = r"[\w.-]+"
 _NAMED = re.compile(
     rf"(?:<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?|<\|tool_call_begin\|>(?:functions\.)?)?({_NAME}?)(?::\d+)?\s*"
     r"(?:\[CALL_ID\]\w*)?(?:\[ARGS\]|<｜tool▁sep｜>|<\|tool_call_argument_begin\|>|\s```json|"
-    r"(?:<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?json\s*(?:<\|message\|>)?)\s*"
+    r"(?:<\|channel\|>commentary)?\s*+(?:<\|constrain\|>)?json\s*+(?:<\|message\|>)?)\s*+"
 )
 _NAMED_END = re.compile(r"\s*(?:```)?\s*(?:<｜tool▁call▁end｜>|<\|tool_call_end\|>)?\s*")
 _PREFIX = r"(?:｜DSML｜)?"
@@ -159,7 +159,7 @@ def _unmarked(text: str, schemas: Schemas) -> ModelTurn:
 
 def _calls(body: str, schemas: Schemas, *, closed: bool) -> tuple[Call, ...]:
     """Read the calls between marks; raise an error of `_UNREADABLE` where there are none."""
-    form = next((form for beginning, form in _FORMS if beginning.match(body)), None)
+    form = next((form for begins, form in _FORMS if begins(body)), None)
     if form is None or (form is _pair_call and not closed):  # which nothing else shows to be whole
         raise ValueError("it is not whole" if form else "it begins with no tool's name, and with no object")
     calls = form(body, schemas)
@@ -278,13 +278,16 @@ def _gemma_call(body: str, schemas: Schemas) -> tuple[Call, ...]:
     return (call_of({"arguments": json.loads("".join(parts))}, named[1]),)
 
 
-_FORMS: Sequence[tuple[re.Pattern[str], Callable[[str, Schemas], tuple[Call, ...]]]] = (
-    (re.compile(rf"\[?\s*{_NAME}\("), _python_calls),
-    (re.compile(r"[\[{]"), _json_calls),
-    (_ELEMENT, _element_calls),
-    (re.compile(r"call:"), _gemma_call),
-    (re.compile(rf"{_NAME}\s*(?:<arg_key>|\Z)"), _pair_call),
-    (_NAMED, _named_json_calls),
+_PYTHON = re.compile(rf"\[?\s*{_NAME}\(")
+_PAIRED = re.compile(rf"{_NAME}\s*(?:<arg_key>|\Z)")
+# What tells a form by its beginning, and what reads it.
+_FORMS: Sequence[tuple[Callable[[str], object], Callable[[str, Schemas], tuple[Call, ...]]]] = (
+    (_PYTHON.match, _python_calls),
+    (re.compile(r"[\[{]").match, _json_calls),
+    (_ELEMENT.match, _element_calls),
+    (re.compile(r"call:").match, _gemma_call),
+    (_PAIRED.match, _pair_call),
+    (_NAMED.match, _named_json_calls),
 )
 
 
