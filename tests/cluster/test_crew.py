@@ -349,7 +349,7 @@ def test_a_climb_on_one_worker_ends_with_its_time_and_with_what_it_has(free_task
     executor = Late()
     options = ClimbOptions(rungs=RUNGS, out=tmp_path, crew=crew_on(executor))
     climbed = climb(Task.load(free_task_file), options=options)
-    assert climbed.recommended is not None
+    assert climbed.result.recommended  # the time may be over before zero-shot answers
     assert "failed" not in {rung.status for rung in climbed.result.rungs}, climbed.result.rungs
 
 
