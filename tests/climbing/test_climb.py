@@ -36,7 +36,7 @@ BANKING77 = Path(__file__).parents[2] / "examples" / "banking77"
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_task_file(small_task_file):
     """The small task with little LoRA, one epoch of four rows a label, and two examples: the climb is tested here."""
     file = small_task_file.with_name("little.yaml")
@@ -45,9 +45,15 @@ def small_task_file(small_task_file):
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def task(small_task_file):
     return Task.load(small_task_file)
+
+
+@pytest.fixture(scope="module")
+def data(task):
+    """Not the `data` of the session, which would keep these few rows for all other files."""
+    return task.read()
 
 
 @pytest.fixture(scope="module")
