@@ -14,7 +14,7 @@ Random numbers come from numpy's PCG64 seeded by the caller: the same scores and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -170,15 +170,7 @@ def _tango_low(fixed: int, broken: int, n: int, z: float) -> float:
     def excess(delta: float) -> float:
         return fixed - broken - n * delta - z * math.sqrt(_tango_variance(fixed, broken, n, delta))
 
-    low, high = -1.0, (fixed - broken) / n
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            return middle
-        if excess(middle) > 0:
-            low = middle
-        else:
-            high = middle
+    return _falls_to_zero(excess, -1.0, (fixed - broken) / n)
 
 
 def _tango_variance(fixed: int, broken: int, n: int, delta: float) -> float:
@@ -211,42 +203,31 @@ def score_low(difference: Array, alpha: float) -> float:
         >>> round(score_low(np.zeros(16), 0.05), 3)
         -0.145
     """
-    wanted, low, high = _NORMAL.inv_cdf(1 - alpha), -1.0, float(difference.mean())
-    for _ in range(40 if high > low else 0):
-        middle = (low + high) / 2
-        if _score(difference, middle) > wanted:
-            low = middle
-        else:
-            high = middle
-    return low
+    wanted = _NORMAL.inv_cdf(1 - alpha)
+    return _falls_to_zero(lambda mean: _score(difference, mean) - wanted, -1.0, float(difference.mean()))
 
 
 def _score(difference: Array, mean: float) -> float:
     """How many standard errors, under a supposed true mean, the differences lie above it."""
-    n, weights, rest = len(difference), _likeliest(difference, mean), 0.0
-    if weights is None:
-        weights = (1 + mean) / (n * (1 + difference))
-        rest = 1 - float(weights.sum())  # the probability of -1
+    weights, rest = _likeliest(difference, mean)
     variance = float(weights @ difference**2) + rest - mean**2
-    return (float(difference.mean()) - mean) / math.sqrt(max(variance, 1e-300) / n)
+    return (float(difference.mean()) - mean) / math.sqrt(max(variance, 1e-300) / len(difference))
 
 
-def _likeliest(difference: Array, mean: float) -> Array | None:
-    """The likeliest probabilities of the differences with this mean; None where those with -1 are likelier."""
-    n, over = len(difference), difference - mean
-    if difference.min() > -1 and float(((1 + mean) / (n * (1 + difference))).sum()) <= 1:
-        return None
-    low, high = 0.0, n / float(-over.min())
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        if float((over / (n + middle * over)).sum()) > 0:
-            low = middle
-        else:
-            high = middle
-    weights = 1 / (n + low * over)
-    return np.asarray(weights / weights.sum(), dtype=np.float64)
+def _likeliest(difference: Array, mean: float) -> tuple[Array, float]:
+    """The probabilities of the differences, and of -1 beside them, that are the likeliest ones with this mean."""
+    n = len(difference)
+    if difference.min() > -1:
+        weights = (1 + mean) / (n * (1 + difference))
+        if (rest := 1 - float(weights.sum())) >= 0:
+            return weights, rest
+    over = difference - mean
+
+    def excess(slope: float) -> float:
+        return float((over / (n + slope * over)).sum())
+
+    weights = 1 / (n + _falls_to_zero(excess, 0.0, n / float(-over.min())) * over)
+    return weights / weights.sum(), 0.0
 
 
 # ---- two artifacts on the same rows, any scores
@@ -374,6 +355,18 @@ def holm(ps: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = running
     return adjusted
+
+
+def _falls_to_zero(excess: Callable[[float], float], low: float, high: float) -> float:
+    """Bisect for the place at which a falling function is 0."""
+    while True:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            return middle
+        if excess(middle) > 0:
+            low = middle
+        else:
+            high = middle
 
 
 def _z(level: float) -> float:
