@@ -8,6 +8,7 @@ import pytest
 import torch
 import toys
 from safetensors.torch import load_file, save_file
+from toys import logits
 
 from rung.engines.changes import attach
 from rung.errors import ArtifactError, EngineError
@@ -15,7 +16,6 @@ from rung.models.reference import ModelFiles
 from rung.rungs.adapters import another_model
 from rung.training.peft import peft, quiet_peft
 
-IDS = torch.arange(1, 13).view(2, 6)
 QUERIES = {"target_modules": ["q_proj"]}
 KINDS = {  # one that reads each of the base model's layers in its own way
     "queries": QUERIES,
@@ -39,17 +39,6 @@ def foreign(base, folder, seed=0, kind="LoraConfig", **settings):
             p.data += torch.randn_like(p) * 0.1 if p.requires_grad else 0
         model.save_pretrained(folder)
         return folder, logits(peft().PeftModel.from_pretrained(copy.deepcopy(base), folder))
-
-
-def logits(model, change=None):
-    with torch.no_grad():
-        if change is None:
-            return model(IDS).logits
-        change.enable()
-        try:
-            return model(IDS).logits
-        finally:
-            change.disable()
 
 
 def edited(folder, **values):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import toys
 from torch.nn.functional import softmax
-from toys import plain_loss, rows
+from toys import IDS, logits, plain_loss, rows
 
 from rung.engines.changes import attach, family_of
 from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
@@ -22,7 +22,6 @@ from rung.training.loss import AnswerLoss, packed_layers
 from rung.training.peft import AdaLora, peft, quiet_peft
 
 BASE = "f" * 64
-IDS = torch.arange(1, 13).view(2, 6)
 
 RUNGS = {
     "lora": LoRA(rank=4),
@@ -98,16 +97,6 @@ def random(name, model):
         for p in change.parameters().values():
             p.add_(torch.randn_like(p) * 0.1)
     return change
-
-
-def logits(model, change=None):
-    if change is None:
-        return model(IDS).logits
-    change.enable()
-    try:
-        return model(IDS).logits
-    finally:
-        change.disable()
 
 
 def written(change, folder):

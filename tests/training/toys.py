@@ -11,6 +11,7 @@ SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }  # fmt: skip
+IDS = torch.arange(1, 13).view(2, 6)
 
 
 def llama(layers=2, *, tied=True, **settings):
@@ -20,6 +21,18 @@ def llama(layers=2, *, tied=True, **settings):
     torch.manual_seed(0)
     config = LlamaConfig(**SIZES | {"num_hidden_layers": layers, "tie_word_embeddings": tied} | settings)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def logits(model, change=None):
+    """The logits of `IDS`, with a change of the model switched on or without any."""
+    with torch.no_grad():
+        if change is None:
+            return model(IDS).logits
+        change.enable()
+        try:
+            return model(IDS).logits
+        finally:
+            change.disable()
 
 
 def rows(shared=4, count=12, seed=0):
