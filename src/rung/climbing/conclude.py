@@ -184,7 +184,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         budget_seconds=state.options.budget_seconds, recommended=best,
         decision=decision(state, found, best, blocked), rungs=rungs, comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), confidence=confidence,
-        notes=(*_measured_how(state, best), *unmade, *unsure, *remarks),
+        notes=(*_rows_note(state, best), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, level=state.level, next_steps=advised.texts,
@@ -291,7 +291,7 @@ def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
     return best, (text,)
 
 
-def _measured_how(state: ClimbState, best: str) -> tuple[str, ...]:
+def _rows_note(state: ClimbState, best: str) -> tuple[str, ...]:
     """How it was measured, on the rows that the recommended arm and the incumbent both answered; () for nothing."""
     if len(_unmeasured(state)) == len(state.arms):
         return ()

@@ -66,7 +66,7 @@ class Paces:
         ratio = nearest[1] / nearest[0]
         if distance(nearest) <= math.log(NEAR):
             return ratio
-        # Far more work has a smaller share of what does not grow with it, so it takes at most so much.
+        # Fixed costs are a smaller share of far more work, so its ratio is at most this one.
         return min(ratio, otherwise) if estimated > nearest[0] else otherwise
 
 

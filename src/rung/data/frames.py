@@ -228,9 +228,9 @@ def sheet_records(file: IO[bytes], path: Path, name: str | None) -> Iterator[Rec
     """Yield the rows of a sheet of an Excel file, with their numbers in the sheet; wholly blank rows are none.
 
     The first row with a cell is the header. Cells that are merged below it all have the value that they show. A date
-    without a time is a date, and numbers have the 15 digits that Excel keeps; a share shown in percent is `50%`, and a
-    number shown as a code is `00501`. An error (#N/A), and a formula whose
-    value is not stored, are errors if their column is read.
+    without a time is a date, and numbers have the 15 digits that Excel keeps. A share shown in percent is `50%`, and a
+    number shown as a code is `00501`. An error (#N/A), and a formula whose value is not stored, are errors if their
+    column is read.
     """
     sheet = _sheet(_workbook(file, path), path, name)
     # The same cells, with formulas instead of their values.

@@ -34,12 +34,8 @@ OTHER_PARTS = {
 _BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
 _HEAD, _TABLES = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
-_READ_IMAGES = (
-    "mistral3",
-    "mllama",
-    "qwen2_5_vl",
-    "qwen3_vl",
-)  # models in a wrapper that transformers has among others
+# Models in a wrapper, which transformers does not have among its language models.
+_READ_IMAGES = ("mistral3", "mllama", "qwen2_5_vl", "qwen3_vl")
 _BOTH_WAYS = {  # settings of config.json, and the values with which tokens read what follows them
     "is_causal": (False,), "causal": (False,), "use_bidirectional_attention": (True, "all"),
 }  # fmt: skip

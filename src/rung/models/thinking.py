@@ -36,7 +36,6 @@ _LEVELS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _MODES = {"off": ("none", "off", "disabled", "no_think"), "on": ("on", "enabled", "thinking")}  # of variables in words
 _TEXTS = {"off": ("/no_think", "/nothink"), "on": ("/think",)}  # in a user's turn
-_TAG = re.compile(r"<(\w{0,40}(?:think|thought|reason)\w{0,40})>\s*+\Z")
 _TAG = re.compile(r"<[^<>]+>")
 
 

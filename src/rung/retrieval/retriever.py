@@ -42,8 +42,8 @@ def by_cross_encoder(reference: str) -> Rerank:
     """Make a reranker of a sentence-transformers cross-encoder, which reads each passage together with the query.
 
     All pairs of all queries are sorted by length and run in batches of 32, or one by one where padding would change
-    their scores. Scores pass through the activation that
-    the model's configuration names. Of a pair that is longer than the model reads, the end of the longer text is cut.
+    their scores. Scores pass through the activation that the model's configuration names. Of a pair that is longer than
+    the model reads, the end of the longer text is cut.
 
     Raises:
         EngineError: sentence-transformers is not installed.
